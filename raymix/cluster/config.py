@@ -1,0 +1,27 @@
+"""Where trainings run: the user's `cluster:` block. Imports no Ray."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Cluster(BaseModel):
+    """Where trainings run.
+
+    `runner`: "ray", or "local" for one process without Ray (debugging). `address` None: connect to
+    a running cluster if RAY_ADDRESS names one, else start Ray on this machine. `num_workers`:
+    workers per training (2 or more: sharded with FSDP2). `pools`: worker groups held at once, None:
+    as many as fit. `use_gpu` None: where the cluster has GPUs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runner: Literal["ray", "local"] = "ray"
+    address: str | None = None
+    num_workers: int = Field(1, ge=1)
+    pools: int | None = Field(None, ge=1)
+    use_gpu: bool | None = None
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(1, gt=0)

@@ -1,0 +1,184 @@
+"""The desk: trials hand in jobs, pools take them, reports and answers pass through.
+
+A plain asyncio class; `open_desk` makes it a Ray actor. Everything said to it and by it is JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymix.core.codec import encode
+from raymix.core.job import Json, Status, TrainResult
+
+LEAVE: Json = {"leave": True}
+"""Said to a pool: no more jobs, ever."""
+CLOSED: Json = {"closed": True}
+"""Said to a trial: the study ends before the job did."""
+
+
+@dataclass
+class _Ticket:
+    """One job on the desk. `pool`: who trains it now; None: it waits, or is finished."""
+
+    job: dict[str, Any]
+    stoppable: bool
+    crashes: int = 0
+    pool: str | None = None
+    events: asyncio.Queue[Json] = field(default_factory=asyncio.Queue)
+    answer: asyncio.Future[bool] | None = None
+
+    @property
+    def attempt(self) -> int:
+        """Number of this delivery; a study that was resumed does not start at 0."""
+        return int(self.job["attempt"]) + self.crashes
+
+    def settle(self, go_on: bool) -> None:
+        """Answer the report that is waiting, if one is."""
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(go_on)
+
+
+@dataclass
+class _Group:
+    """A pool's worker group through all its restarts; `idle_crashes` in a row, without a job."""
+
+    incarnation: int = 0
+    model: str = ""
+    idle_crashes: int = 0
+
+
+class Desk:
+    """Jobs in, reports out. `deliveries`: how often one job is given to workers before it fails.
+
+    A job belongs to the pool that took it until it is finished; what an earlier delivery of it
+    still says is not heard. Any pool takes any job: first the oldest of the model that it holds.
+    """
+
+    def __init__(self, deliveries: int = 3) -> None:
+        self._deliveries = deliveries
+        self._tickets: dict[int, _Ticket] = {}
+        self._waiting: deque[int] = deque()
+        self._groups: dict[str, _Group] = {}
+        self._work = asyncio.Event()
+        self._closed = False
+
+    async def submit(self, job: Json, stoppable: bool) -> None:
+        """Hand in a job; `stoppable`: each of its points waits for `answer`."""
+        self._tickets[job["trial"]] = _Ticket(dict(job), stoppable)
+        self._waiting.append(job["trial"])
+        self._work.set()
+
+    async def next(self, trial: int) -> Json:
+        """The next event of a job: {"point": ...}, in the end {"result": ...}; or CLOSED."""
+        if self._closed:
+            return CLOSED
+        event = await self._tickets[trial].events.get()
+        if "point" not in event:
+            self._tickets.pop(trial, None)
+        return event
+
+    async def answer(self, trial: int, go_on: bool) -> None:
+        """Say whether a stoppable job goes on after the point that it has just reported."""
+        ticket = self._tickets.get(trial)
+        if ticket is not None:
+            ticket.settle(go_on)
+
+    async def arrive(self, pool: str) -> int:
+        """A worker group has started (again); says which incarnation of its pool it is."""
+        group = self._groups.setdefault(pool, _Group())
+        group.incarnation += 1
+        group.model = ""
+        self._again(pool, "the worker group was restarted")
+        return group.incarnation
+
+    async def take(self, pool: str, incarnation: int, patience: float) -> Json:
+        """The next job as {"job": ...}; None after `patience` seconds without one; or LEAVE."""
+        group = self._groups[pool]
+        end = asyncio.get_running_loop().time() + patience
+        while not self._closed and group.incarnation == incarnation:
+            if self._waiting:
+                return {"job": self._deliver(pool, group)}
+            self._work.clear()
+            try:
+                await asyncio.wait_for(self._work.wait(), end - asyncio.get_running_loop().time())
+            except TimeoutError:
+                return None
+        return LEAVE
+
+    def _deliver(self, pool: str, group: _Group) -> Json:
+        """Take the oldest waiting job of the group's model, or else the oldest, for `pool`."""
+        same = (t for t in self._waiting if self._tickets[t].job["model"] == group.model)
+        trial = next(same, self._waiting[0])
+        self._waiting.remove(trial)
+        ticket = self._tickets[trial]
+        ticket.pool = pool
+        group.model = ticket.job["model"]
+        return {**ticket.job, "attempt": ticket.attempt}
+
+    async def push(self, trial: int, attempt: int, point: Json) -> bool:
+        """Report a point of a delivery; False asks it to stop."""
+        ticket = self._current(trial, attempt)
+        if ticket is None:
+            return False
+        if ticket.stoppable:
+            ticket.answer = asyncio.get_running_loop().create_future()
+        ticket.events.put_nowait({"point": point})
+        return await ticket.answer if ticket.answer is not None else True
+
+    async def finish(self, trial: int, attempt: int, result: Json) -> None:
+        """Hand in the result of a delivery."""
+        ticket = self._current(trial, attempt)
+        if ticket is not None and ticket.pool is not None:
+            self._groups[ticket.pool].idle_crashes = 0
+            ticket.pool = None
+            ticket.events.put_nowait({"result": result})
+
+    def _current(self, trial: int, attempt: int) -> _Ticket | None:
+        ticket = self._tickets.get(trial)
+        live = ticket is not None and ticket.attempt == attempt and ticket.pool is not None
+        return ticket if live and not self._closed else None
+
+    async def crashed(self, pool: str, reason: str) -> bool:
+        """A worker group died; its job goes back to the queue. False: give this pool up.
+
+        A job that kills its workers is given up by itself; a pool is given up when it dies
+        without a job as often in a row.
+        """
+        group = self._groups.setdefault(pool, _Group())
+        group.idle_crashes = 0 if self._again(pool, reason) else group.idle_crashes + 1
+        # Whatever the dead workers still wait for must not be given a job.
+        group.incarnation += 1
+        self._work.set()
+        return group.idle_crashes < self._deliveries
+
+    async def gone(self, pool: str, reason: str) -> None:
+        """A pool has ended for good; its job goes back to the queue."""
+        self._again(pool, reason)
+
+    def _again(self, pool: str, reason: str) -> bool:
+        """Queue the job that `pool` held, if any, in front; after the last delivery it failed."""
+        held = next((t for t in self._tickets.values() if t.pool == pool), None)
+        if held is None:
+            return False
+        held.settle(go_on=False)
+        held.pool = held.answer = None
+        held.crashes += 1
+        if held.crashes < self._deliveries:
+            self._waiting.appendleft(held.job["trial"])
+            self._work.set()
+        else:
+            error = f"workers died {held.crashes} times in this training; the last time: {reason}"
+            lost = TrainResult(Status.FAILED, {}, error=error)
+            held.events.put_nowait({"result": encode(lost)})
+        return True
+
+    async def close(self) -> None:
+        """No more jobs: idle pools leave, waiting trials hear CLOSED, running jobs stop."""
+        self._closed = True
+        for ticket in self._tickets.values():
+            ticket.events.put_nowait(CLOSED)
+            ticket.settle(go_on=False)
+        self._work.set()

@@ -1,0 +1,116 @@
+"""A pool: one long-lived Ray Train worker group that serves the desk's jobs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from raymix.cluster.desk import Desk
+from raymix.cluster.resources import Need
+from raymix.cluster.session import HEAD
+from raymix.cluster.worker import serve
+from raymix.core.errors import ClusterError, RaymixError
+from raymix.core.job import Json
+
+_LEAVE_SECONDS = 30.0
+
+
+def open_desk(name: str) -> Any:
+    """Start the desk as an actor that lives as long as this driver, on the head node."""
+    actor = ray.remote(Desk).options(
+        # A sliver of a resource that only the head has: it survives the loss of worker nodes.
+        name=name,
+        num_cpus=0,
+        resources={HEAD: 0.001},
+        max_concurrency=1000,
+    )
+    return actor.remote()
+
+
+class _Watch(UserCallback):
+    """Runs in Train's controller: tells the desk of dead workers, gives a hopeless pool up."""
+
+    def __init__(self, desk: str, pool: str) -> None:
+        self._desk = desk
+        self._pool = pool
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """The job in flight is delivered again at once, to any free pool."""
+        rank, error = sorted(worker_exceptions.items())[0]
+        reason = f"worker {rank}: {str(error).strip()[-2000:]}"
+        desk = ray.get_actor(self._desk)
+        if not ray.get(desk.crashed.remote(self._pool, reason)):
+            raise ClusterError(f"the workers of {self._pool} cannot start: {reason}")
+
+
+class _Introduce(ControllerCallback):
+    """Runs in Train's controller: hands its handle over, the only way to abort a worker group."""
+
+    def __init__(self, desk: str, pool: str) -> None:
+        self._desk = desk
+        self._pool = pool
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Leave the controller's handle at the desk."""
+        me = ray.get_runtime_context().current_actor
+        ray.get(ray.get_actor(self._desk).introduce.remote(self._pool, me))
+
+
+class Pool:
+    """One worker group, from `start` to `close`. `failed` hears why it ended, if it broke."""
+
+    def __init__(
+        self,
+        name: str,
+        desk: str,
+        need: Need,
+        serving: Mapping[str, Json],
+        storage: str,
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self.name = name
+        self._desk = desk
+        self._failed = failed
+        self._closing = threading.Event()
+        self._trainer = TorchTrainer(
+            serve,
+            train_loop_config={
+                **serving,
+                "desk": desk,
+                "pool": name,
+                "threads": max(1, int(need.cpus)),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=need.workers,
+                use_gpu=need.gpus > 0,
+                resources_per_worker=_resources(need),
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=storage,
+                # The desk counts: jobs that kill their workers fail, pools that cannot start end.
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
+                callbacks=[_Watch(desk, name), _Introduce(desk, name)],
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the workers; returns at once."""
+        self._thread.start()
+
+    def _fit(self) -> None:
+        error: Exception
+        try:
+            self._trainer.fit()
+            error = ClusterError("its workers left")
+        except Exception as raised:
+            error = raised
+        if not self._closing.is_set():
+            self._failed(self.name, error)

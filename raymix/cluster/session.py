@@ -1,0 +1,105 @@
+"""Ray itself: connect or start, leave as found."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+
+from raymix.cluster.config import Cluster
+from raymix.cluster.resources import Plan, plan
+from raymix.core.errors import ClusterError
+
+HEAD = "node:__internal_head__"
+"""A resource that every cluster's head node has: 1.0 of it."""
+
+_STORE_BYTES = 200_000_000
+"""Object store of a Ray started here. Data and weights are memory-mapped files, never objects."""
+
+_ENVIRONMENT = {
+    # Paths in a study's setup may be relative to the driver's folder.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # How soon the end or the death of a worker is noticed; reports do not go this way.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A worker group prints nothing that belongs on the user's screen.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Tune's files are of no use to us: the study has its own history.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    # Ctrl-C is ours: Tune's handler would tell the user to resume with Tuner.restore.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Ray for the time of a study: one that runs in this process, the named one, or our own.
+
+    A Ray that this process had started already is used and left running; otherwise the study's
+    actors, workers and placement groups end with the connection.
+    """
+    with _environment(_ENVIRONMENT), _quiet():
+        if ray.is_initialized():
+            yield
+            return
+        address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+        if address.startswith("ray://"):
+            raise ClusterError(
+                f"cluster.address '{address}': Ray Client is not supported; run on the cluster "
+                "itself, for instance with `ray job submit`"
+            )
+        own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(own if address == "local" else {}),
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(f"cannot connect to Ray at '{address}': {error}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def planned(cluster: Cluster) -> Plan:
+    """Size the pools for the cluster that this process is connected to."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return plan(cluster, nodes, _most())
+
+
+def _most() -> Mapping[str, float] | None:
+    """What an autoscaler may bring the cluster to."""
+    # Private, but the only way to ask; Ray Train asks in the same way.
+    return ray._private.state.state.get_max_resources_from_cluster_config()
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that Ray reads at the start of a run, where the user has not."""
+    added = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only what is wrong reaches the screen from Ray: the live table replaces its output."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

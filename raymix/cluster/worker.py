@@ -1,0 +1,74 @@
+"""What each worker of a pool does, from the start of the pool to its end."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from raymix.core.codec import decode, encode
+from raymix.core.errors import ClusterError
+from raymix.core.job import Json, Point, TrainJob, TrainResult
+from raymix.train.config import Setup
+from raymix.train.shard import World, current, leave
+
+PATIENCE = 20.0
+"""Seconds between two words of rank 0 to idle ranks: far below any collective's time limit."""
+
+
+class Trainer(Protocol):
+    """One process of a worker group; see `raymix.train.loop.Worker`."""
+
+    def run(self, job: TrainJob, report: Callable[[Point], bool]) -> TrainResult:
+        """Run one training, on every rank; rank 0's `report` says whether to go on."""
+        ...
+
+
+def serve(config: Mapping[str, Json]) -> None:
+    """Train job after job until the desk says to leave: a `train_loop_per_worker`.
+
+    `config`: desk (its name), pool, threads, factory (import path of a `Trainer`), setup.
+    """
+    torch.set_num_threads(config["threads"])
+    desk = ray.get_actor(config["desk"])
+    pool = config["pool"]
+    world = current(ray.train.torch.get_device())
+    trainer = _factory(config["factory"])(decode(Setup, config["setup"]), world)
+    incarnation = ray.get(desk.arrive.remote(pool)) if world.first else 0
+    while True:
+        word = None
+        if world.first:
+            word = ray.get(desk.take.remote(pool, incarnation, PATIENCE))
+        word = world.told(word)
+        if word is None:
+            continue
+        if "job" not in word:
+            break
+        job = decode(TrainJob, word["job"])
+        result = trainer.run(job, _reporter(desk, job))
+        # A rank that has died must not look like a training that failed: the survivors' broken
+        # collectives end here, the group is started again and the job delivered again.
+        world.barrier()
+        if world.first:
+            ray.get(desk.finish.remote(job.trial, job.attempt, encode(result)))
+    leave(world)
+
+
+def _reporter(desk: Any, job: TrainJob) -> Callable[[Point], bool]:
+    def report(point: Point) -> bool:
+        return bool(ray.get(desk.push.remote(job.trial, job.attempt, encode(point))))
+
+    return report
+
+
+def _factory(path: str) -> Callable[[Setup, World], Trainer]:
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ClusterError(f"workers cannot import '{path}': {error}") from error

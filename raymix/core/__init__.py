@@ -1,0 +1,1 @@
+"""Values and maths: NumPy only. Everything above speaks these words."""

@@ -1,0 +1,172 @@
+"""What is sent to the workers, and what comes back. Plain values; JSON by `core.codec`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from raymix.core.mixture import Budget, Mixture, Space
+
+Json = Any
+"""Plain JSON: what crosses a process border."""
+
+
+class Trainable(StrEnum):
+    """Which weights a stage moves."""
+
+    WEIGHTS = "weights"
+    LORA = "lora"
+    NONE = "none"
+
+
+class Prompt(StrEnum):
+    """What a stage does with a soft prompt."""
+
+    OFF = "off"
+    TRAIN = "train"
+    FROZEN = "frozen"
+
+
+class Diagnostic(StrEnum):
+    """A measurement taken on the trained model at the end of a job."""
+
+    INFLUENCE = "influence"
+
+
+class Status(StrEnum):
+    """How a training ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    """Stopped early by the scheduler or the user; its last point counts."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An algorithm that crosses a process border: import path plus fields (see `core.codec`)."""
+
+    path: str
+    fields: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training on one mixture.
+
+    `pools` [K] bounds the rows available per domain (a nested, seeded prefix); None: all of them.
+    `learning_rate` None: the experiment's own.
+    """
+
+    mixture: Mixture
+    budget: Budget
+    pools: tuple[int, ...] | None = None
+    trainable: Trainable = Trainable.WEIGHTS
+    prompt: Prompt = Prompt.OFF
+    reweighter: Spec | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training, whole: a worker needs nothing else but the study's `Setup`.
+
+    No stages: the model is only evaluated. `test`: the test split is evaluated at the end too
+    (verdicts only). `start`: path of a checkpoint whose weights it starts from. `save`: folder
+    for the trained model in Hugging Face form.
+    """
+
+    trial: int
+    stages: tuple[Stage, ...]
+    space: Space
+    seed: int
+    model: str = "target"
+    attempt: int = 0
+    test: bool = False
+    reference: str | None = None
+    measure: frozenset[Diagnostic] = frozenset()
+    start: str | None = None
+    save: str | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One report from a running training.
+
+    `progress` is the fraction of the job's budget spent, 0 to 1. `metrics` are flat:
+    `eval/<domain>/loss`, `test/<domain>/loss`, `train/loss`, `train/lr`, `mix/<domain>/share`.
+    """
+
+    step: int
+    progress: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What of one domain entered optimizer steps. `share` is in the budget's unit."""
+
+    domain: str
+    asked: float
+    share: float
+    rows: int
+    unique_rows: int
+    epochs: float
+    tokens: int
+    loss_tokens: int
+    capped: bool = False
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a training cost. `gpu_seconds` is wall time times the GPUs held (0 on CPU)."""
+
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training found. `metrics` is the last point's; losses in nats per token."""
+
+    status: Status
+    metrics: Mapping[str, float]
+    curve: tuple[Point, ...] = ()
+    realised: tuple[Drawn, ...] = ()
+    mean_mixture: Mixture | None = None
+    diagnostics: Mapping[str, Json] = field(default_factory=dict)
+    checkpoint: str | None = None
+    spent: Spent = Spent()
+    error: str = ""
+
+
+class Report(Protocol):
+    """Hears each point of each job while it runs."""
+
+    def __call__(self, trial: int, point: Point) -> bool:
+        """False asks the job to stop at this point."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs trainings somewhere."""
+
+    def run(self, jobs: Sequence[TrainJob], report: Report) -> Sequence[TrainResult]:
+        """Run `jobs` (several: a pack, trained together); a failed one has `Status.FAILED`."""
+        ...
+
+
+class Strategy(Protocol):
+    """In which order a mixture is trained."""
+
+    def stages(
+        self, mixture: Mixture, budget: Budget, params: Mapping[str, float]
+    ) -> tuple[Stage, ...]:
+        """The stages that spend `budget` on `mixture`."""
+        ...

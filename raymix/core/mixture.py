@@ -1,0 +1,191 @@
+"""The mixture contract: what a weight means.
+
+A weight is the share of the budget, in the budget's unit, that is drawn from a domain. Nothing else
+in raymix is called a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from raymix.core.errors import MixtureError
+from raymix.core.simplex import Vector, project
+
+_SUM_TOLERANCE = 1e-6
+
+
+class Unit(StrEnum):
+    """What a budget counts."""
+
+    EXAMPLES = "examples"
+    TOKENS = "tokens"
+    LOSS_TOKENS = "loss_tokens"
+    """Tokens that bear loss: the assistant's."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is drawn in one training, in `unit`."""
+
+    amount: int
+    unit: Unit = Unit.EXAMPLES
+
+    def __post_init__(self) -> None:
+        """Refuse an amount that is not positive."""
+        if self.amount <= 0:
+            raise MixtureError(f"Budget.amount must be positive, got {self.amount}")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of a budget by domain: `weights[i] >= 0` belongs to `names[i]`; they sum to 1."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are no distribution over distinct names."""
+        if len(self.names) != len(self.weights):
+            raise MixtureError(f"{len(self.names)} domains but {len(self.weights)} weights")
+        if len(set(self.names)) != len(self.names):
+            raise MixtureError(f"duplicate domain names in mixture: {', '.join(self.names)}")
+        for name, weight in zip(self.names, self.weights, strict=True):
+            if not math.isfinite(weight) or weight < 0:
+                raise MixtureError(f"weight of '{name}' must be a number >= 0, got {weight}")
+        total = sum(self.weights)
+        if abs(total - 1.0) > _SUM_TOLERANCE:
+            raise MixtureError(f"weights must sum to 1, got {total:.6g} for {self.as_dict()}")
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float]) -> Mixture:
+        """The mixture with the given share for each name."""
+        return cls(tuple(weights), tuple(float(w) for w in weights.values()))
+
+    @classmethod
+    def normalised(cls, names: Sequence[str], weights: Sequence[float] | Vector) -> Mixture:
+        """Scale non-negative `weights` [K] to sum to 1."""
+        total = float(np.sum(weights))
+        if not math.isfinite(total) or total <= 0:
+            raise MixtureError(f"weights must have a positive finite sum, got {total}")
+        return cls(tuple(names), tuple(float(w) / total for w in weights))
+
+    def as_dict(self) -> dict[str, float]:
+        """Share by name."""
+        return dict(zip(self.names, self.weights, strict=True))
+
+    def array(self) -> Vector:
+        """Weights as an array [K], in the order of `names`."""
+        return np.asarray(self.weights, dtype=np.float64)
+
+    def ordered(self, names: Sequence[str]) -> Mixture:
+        """The same mixture with its domains in the order of `names`; absent ones get 0."""
+        unknown = set(self.names) - set(names)
+        if unknown:
+            raise MixtureError(
+                f"unknown domain '{sorted(unknown)[0]}' in mixture; known: {', '.join(names)}"
+            )
+        shares = self.as_dict()
+        return Mixture(tuple(names), tuple(shares.get(name, 0.0) for name in names))
+
+    def __str__(self) -> str:
+        """Short form for tables: `math .50 code .50`."""
+        return " ".join(
+            f"{name} {w:.3f}".replace(" 0.", " .")
+            for name, w in zip(self.names, self.weights, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a domain holds in its train split, after truncation and dropping."""
+
+    name: str
+    rows: int
+    tokens: int
+    loss_tokens: int
+
+    def size(self, unit: Unit) -> int:
+        """How much one epoch of the domain is worth in `unit`."""
+        sizes = {
+            Unit.EXAMPLES: self.rows,
+            Unit.TOKENS: self.tokens,
+            Unit.LOSS_TOKENS: self.loss_tokens,
+        }
+        return sizes[unit]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a searcher may propose: every mixture inside the bounds and epoch caps.
+
+    `lower`, `upper` [K] bound the shares; `max_epochs` [K] bounds how often a row is seen (`inf`:
+    no cap). With `replacement` rows are drawn independently and no cap applies.
+    """
+
+    domains: tuple[Domain, ...]
+    budget: Budget
+    prior: Mixture
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    max_epochs: tuple[float, ...]
+    replacement: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse bounds and caps that leave no mixture."""
+        lengths = {len(self.lower), len(self.upper), len(self.max_epochs), len(self.prior.names)}
+        if lengths != {len(self.domains)} or self.prior.names != self.names:
+            raise MixtureError("prior, bounds and caps must name the same domains in one order")
+        if sum(self.lower) > 1 + _SUM_TOLERANCE:
+            raise MixtureError(f"lower bounds sum to {sum(self.lower):.4g}, more than 1")
+        for name, low, high in zip(self.names, self.lower, self.ceiling(), strict=True):
+            if low > high + _SUM_TOLERANCE:
+                raise MixtureError(
+                    f"domain '{name}' must have at least {low:.4g} of the budget but its bound or "
+                    f"epoch cap allows {high:.4g}"
+                )
+        room = float(self.ceiling().sum())
+        if room < 1 - _SUM_TOLERANCE:
+            short = (1 - room) * self.budget.amount
+            raise MixtureError(
+                f"bounds and epoch caps allow only {room:.1%} of the budget of "
+                f"{self.budget.amount} {self.budget.unit}: {short:.0f} {self.budget.unit} short. "
+                f"Most each domain can give: {self._ceilings_in_words()}"
+            )
+
+    def _ceilings_in_words(self) -> str:
+        return ", ".join(
+            f"{name} {share * self.budget.amount:.0f}"
+            for name, share in zip(self.names, self.ceiling(), strict=True)
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the domains, in the order of every array [K]."""
+        return tuple(domain.name for domain in self.domains)
+
+    def ceiling(self) -> Vector:
+        """Largest share [K] that bound and epoch cap allow."""
+        upper = np.asarray(self.upper, dtype=np.float64)
+        if self.replacement:
+            return upper
+        sizes = np.array([d.size(self.budget.unit) for d in self.domains], dtype=np.float64)
+        caps = np.asarray(self.max_epochs, dtype=np.float64) * sizes / self.budget.amount
+        return np.minimum(upper, caps)
+
+    def project(self, weights: Sequence[float] | Vector) -> Mixture:
+        """The nearest allowed mixture to `weights` [K] (Euclidean)."""
+        nearest = project(np.asarray(weights, dtype=np.float64), self.lower, self.ceiling())
+        return Mixture.normalised(self.names, nearest)
+
+    def uniform(self) -> Mixture:
+        """Equal shares."""
+        return Mixture.normalised(self.names, np.ones(len(self.domains)))
+
+    def proportional(self) -> Mixture:
+        """Shares by the domains' sizes in the budget's unit."""
+        return Mixture.normalised(self.names, [d.size(self.budget.unit) for d in self.domains])

@@ -1,0 +1,87 @@
+"""What a reweighter hears and says while a training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+from raymix.core.mixture import Mixture, Space
+from raymix.core.simplex import Vector
+
+State = TypeVar("State")
+
+
+class Signal(StrEnum):
+    """A measurement that workers take on a reweighter's behalf."""
+
+    DOMAIN_LOSS = "domain_loss"
+    """Mean training loss of each domain in the window, nats per token [K]."""
+    VALIDATION_LOSS = "validation_loss"
+    """Mean eval loss of each domain now, nats per token [K]."""
+    REFERENCE_LOSS = "reference_loss"
+    """Mean loss of the reference model on the window's tokens [K]."""
+    GRADIENT_GRAM = "gradient_gram"
+    """Inner products of the domains' gradients in the window [K, K]."""
+    HIDDEN_SIMILARITY = "hidden_similarity"
+    """Cosine of the domains' mean hidden states [K, K]."""
+    PERPLEXITY_RATIO = "perplexity_ratio"
+    """Perplexity over the base model's, per domain [K]."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One window of a training, reduced over all workers.
+
+    `tokens` [K] are the loss tokens of each domain in the window; 0 means that the domain was
+    absent and its values are NaN. `values[s]` has the shape that `Signal` states.
+    """
+
+    step: int
+    lr: float
+    mixture: Mixture
+    tokens: Vector
+    values: Mapping[Signal, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What changes from the next step on; None leaves a thing as it is.
+
+    `sampling` moves the sampler; `loss_weights` makes the step's loss the weighted sum of the
+    domains' mean losses; `gradient_weights` combines per-domain gradients of the same step;
+    `restore` rolls back to the checkpoint of a step.
+    """
+
+    sampling: Mixture | None = None
+    loss_weights: Mixture | None = None
+    gradient_weights: Mixture | None = None
+    restore: int | None = None
+
+
+class Reweighter(Protocol[State]):
+    """Moves the mixture inside a training. `State` is plain JSON: it goes into the checkpoint."""
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The signals that workers must measure."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps between two updates."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Domains that are evaluated but never trained on."""
+        ...
+
+    def init(self, space: Space, steps: int, seed: int) -> tuple[Decision, State]:
+        """The decision for step 0 and the first state; `steps` is the expected length."""
+        ...
+
+    def update(self, state: State, signals: Signals) -> tuple[Decision, State]:
+        """Take in one window; decide for the steps after it."""
+        ...

@@ -1,0 +1,1 @@
+"""Examples: read, templated, tokenised once, memory-mapped, drawn by the mixture contract."""

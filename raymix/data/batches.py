@@ -1,0 +1,152 @@
+"""Steps of items for the training loop, what of them entered, and their arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymix.core.job import Drawn, Json
+from raymix.core.mixture import Mixture, Unit
+from raymix.data.sampler import Sampler
+from raymix.data.stream import Lengths
+
+IGNORED = -100
+"""Label of a token that bears no loss."""
+
+
+class Rows(Lengths, Protocol):
+    """A table whose rows can be read."""
+
+    def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Token ids and loss mask of one row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """What fills one place of a batch: a row, or a pack of rows of one domain."""
+
+    domain: int
+    rows: tuple[int, ...]
+    tokens: int
+    loss_tokens: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded arrays of P items, T tokens wide.
+
+    `labels` stand at the place of their token (not shifted) and are `IGNORED` where no loss is
+    borne. `position_ids` is None where each item is one row; else positions restart with each row,
+    from which transformers builds a block-diagonal mask.
+    """
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    position_ids: NDArray[np.int64] | None
+    domains: NDArray[np.int64]
+
+
+class Batches:
+    """The optimizer steps of a stage: each takes the next `size` items of the sampler."""
+
+    def __init__(self, sampler: Sampler, size: int) -> None:
+        self.sampler, self.size = sampler, size
+        self._tables = [stream.table for stream in sampler.streams]
+        count = len(self._tables)
+        self._rows, self._tokens, self._loss = [0] * count, [0] * count, [0] * count
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage's budget in the steps so far, 0 to 1."""
+        return self.sampler.progress
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture in force."""
+        return self.sampler.mixture
+
+    def set_mixture(self, mixture: Mixture) -> None:
+        """Draw by `mixture` from the next step on."""
+        self.sampler.set_mixture(mixture)
+
+    def next_step(self) -> list[Item]:
+        """The items of the next optimizer step, over all workers; [] when the budget is spent."""
+        draws = self.sampler.take(self.size)
+        rows, starts = draws.rows.tolist(), draws.starts.tolist()
+        items = []
+        for i, domain in enumerate(draws.domains.tolist()):
+            held = tuple(rows[starts[i] : starts[i + 1]])
+            table = self._tables[domain]
+            tokens = sum(int(table.tokens[row]) for row in held)
+            loss_tokens = sum(int(table.loss_tokens[row]) for row in held)
+            items.append(Item(domain, held, tokens, loss_tokens))
+            self._rows[domain] += len(held)
+            self._tokens[domain] += tokens
+            self._loss[domain] += loss_tokens
+        return items
+
+    def realised(self) -> tuple[Drawn, ...]:
+        """What entered optimizer steps so far, per domain."""
+        columns = {
+            Unit.EXAMPLES: self._rows,
+            Unit.TOKENS: self._tokens,
+            Unit.LOSS_TOKENS: self._loss,
+        }
+        amounts = columns[self.sampler.budget.unit]
+        total = max(1, sum(amounts))
+        return tuple(
+            Drawn(
+                domain=name,
+                asked=self.sampler.asked.weights[d],
+                share=amounts[d] / total,
+                rows=self._rows[d],
+                unique_rows=stream.unique(self._rows[d]),
+                epochs=self._rows[d] / stream.pool,
+                tokens=self._tokens[d],
+                loss_tokens=self._loss[d],
+                capped=self.sampler.capped[d],
+            )
+            for d, (name, stream) in enumerate(
+                zip(self.sampler.names, self.sampler.streams, strict=True)
+            )
+        )
+
+    def state(self) -> Json:
+        """Where the steps stand, as JSON."""
+        counts = {"rows": self._rows, "tokens": self._tokens, "loss": self._loss}
+        return {"sampler": self.sampler.state(), **counts}
+
+    def restore(self, state: Json) -> None:
+        """Go on where `state` was taken."""
+        self.sampler.restore(state["sampler"])
+        self._rows, self._tokens = list(state["rows"]), list(state["tokens"])
+        self._loss = list(state["loss"])
+
+
+def collate(items: Sequence[Item], tables: Sequence[Rows], width: int | None = None) -> Batch:
+    """The arrays of `items`, padded with token 0 to `width` (default: the longest item)."""
+    longest = max((item.tokens for item in items), default=1)
+    shape = (len(items), width or longest)
+    ids = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    packed = any(len(item.rows) > 1 for item in items)
+    positions = np.zeros(shape, dtype=np.int64) if packed else None
+    for place, item in enumerate(items):
+        at = 0
+        for row in item.rows:
+            tokens, mask = tables[item.domain].row(row)
+            end = at + len(tokens)
+            ids[place, at:end] = tokens
+            labels[place, at + 1 : end] = np.where(mask[1:], tokens[1:], IGNORED)
+            if positions is not None:
+                positions[place, at:end] = np.arange(len(tokens))
+            at = end
+        if positions is not None:
+            positions[place, at:] = np.arange(shape[1] - at)
+    domains = np.array([item.domain for item in items], dtype=np.int64)
+    return Batch(ids, labels, positions, domains)

@@ -1,0 +1,1 @@
+"""Tables, plots, verdict and export."""

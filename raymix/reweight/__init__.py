@@ -1,0 +1,1 @@
+"""Inside a training: reweighters move the mixture."""

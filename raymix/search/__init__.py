@@ -1,0 +1,1 @@
+"""Between trainings: searchers propose mixtures from the history."""

@@ -1,0 +1,1 @@
+"""Order of training: strategies turn a mixture and a budget into stages."""

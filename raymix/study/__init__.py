@@ -1,0 +1,1 @@
+"""Between trainings: what counts as better, who is asked next, and the history file."""

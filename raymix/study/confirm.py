@@ -1,0 +1,77 @@
+"""Confirmation: the best mixtures and the baselines again, with fresh seeds shared as blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from raymix.core.codec import to_json
+from raymix.core.trial import History, Proposal, Role, Trial
+from raymix.study.plan import Confirm
+
+_FIRST_SEED = 1000
+"""Added to the study's seed: no search trial has seen these, or the winner would be flattered."""
+
+
+def content(proposal: Proposal) -> str:
+    """What is trained, without why: two proposals with equal content are one training."""
+    return to_json(replace(proposal, role=Role.SEARCH, measure=frozenset(), note=None))
+
+
+def candidates(history: History, settings: Confirm) -> tuple[Trial, ...]:
+    """The trials to confirm: every finished baseline, then the `top_k` best others."""
+    bases = [t for t in history.finished if t.role is Role.BASELINE]
+    chosen: list[Trial] = []
+    seen = {content(t.proposal) for t in bases}
+    for trial in history.ranking():
+        if len(chosen) < settings.top_k and content(trial.proposal) not in seen:
+            seen.add(content(trial.proposal))
+            chosen.append(trial)
+    return (*bases, *chosen)
+
+
+def confirmations(history: History, settings: Confirm, seed: int) -> Iterator[tuple[Proposal, int]]:
+    """Proposals and seeds still to be asked; block by block, so that early blocks are whole."""
+    asked = {
+        (content(t.proposal), t.proposal.note["block"]) for t in history if t.role is Role.CONFIRM
+    }
+    chosen = candidates(history, settings)
+    for block in range(settings.seeds):
+        for trial in chosen:
+            if (content(trial.proposal), block) not in asked:
+                note = {"of": trial.number, "block": block}
+                proposal = replace(
+                    trial.proposal, role=Role.CONFIRM, measure=frozenset(), note=note
+                )
+                yield proposal, seed + _FIRST_SEED + block
+
+
+def confirmed(history: History) -> dict[int, tuple[Trial, ...]]:
+    """Finished confirmations by the number of the trial that they repeat, in order of blocks."""
+    found: dict[int, list[Trial]] = {}
+    for trial in history.finished:
+        if trial.role is Role.CONFIRM:
+            found.setdefault(int(trial.proposal.note["of"]), []).append(trial)
+    return {k: tuple(sorted(v, key=lambda t: t.proposal.note["block"])) for k, v in found.items()}
+
+
+def winner(history: History) -> Trial | None:
+    """The best trial: by mean eval score over the most fresh seeds if confirmed, else by rank.
+
+    Only ranked trials that were confirmed with as many seeds as any other compete; those that
+    break a guard on average come last. Test losses are not looked at.
+    """
+    repeats = confirmed(history)
+    if not repeats:
+        return next(iter(history.ranking()), None)
+    most = max(len(trials) for trials in repeats.values())
+    whole = {n: trials for n, trials in repeats.items() if len(trials) == most}
+
+    def key(number: int) -> tuple[bool, float, int]:
+        trials = whole[number]
+        broken = float(np.mean([t.violation for t in trials])) > 0
+        return broken, float(np.mean([t.score for t in trials])), number
+
+    return {t.number: t for t in history}[min(whole, key=key)]

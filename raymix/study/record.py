@@ -1,0 +1,133 @@
+"""What a history file says: events in, trials out. Live and resumed studies share the code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from raymix.core.codec import decode, encode
+from raymix.core.errors import MixtureError, StudyError
+from raymix.core.job import Json, Point, Spent, TrainResult
+from raymix.core.trial import History, Proposal, Trial
+from raymix.study.store import Event, read_events
+
+
+class Record:
+    """The state of a study as its events tell it; `apply` is the only thing that changes it.
+
+    `attempts` counts how often a trial was launched again, `failures` how often it failed without
+    a result, `points` holds what it reported so far, by step.
+    """
+
+    def __init__(self) -> None:
+        self.header: Event = {}
+        self.trials: dict[int, Trial] = {}
+        self.attempts: dict[int, int] = {}
+        self.failures: dict[int, int] = {}
+        self.points: dict[int, dict[int, Point]] = {}
+
+    @property
+    def history(self) -> History:
+        """All trials in the order in which they were asked."""
+        base = self.trials[0].result if self.trials else None
+        return History(tuple(self.trials.values()), "", base)
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Numbers of the trials that were asked and not told."""
+        return tuple(number for number, trial in self.trials.items() if trial.pending)
+
+    def apply(self, event: Event) -> None:
+        """Take in one event; raises ValueError, KeyError or StudyError when it does not fit."""
+        kind = event["event"]
+        if kind in ("study", "resumed"):
+            # A resumed study may have grown its number of trials: the newest config is in force.
+            self.header = {**self.header, **event, "event": "study"}
+        elif kind == "asked" and "proposal" in event:
+            self._asked(event)
+        elif kind in ("asked", "started", "reported", "failed", "told"):
+            self._happened(self._known(event), kind, event)
+        else:
+            raise StudyError(f"unknown event '{kind}'")
+
+    def _asked(self, event: Event) -> None:
+        number = int(event["trial"])
+        if number != len(self.trials):
+            raise StudyError(f"trial {number} asked where {len(self.trials)} was next")
+        proposal = decode(Proposal, event["proposal"])
+        self.trials[number] = Trial(number, event["method"], proposal, int(event["seed"]))
+        self.attempts[number] = self.failures[number] = 0
+        self.points[number] = {}
+
+    def _known(self, event: Event) -> Trial:
+        trial = self.trials.get(int(event["trial"]))
+        if trial is None:
+            raise StudyError(f"trial {event['trial']} was never asked")
+        if not trial.pending:
+            raise StudyError(f"trial {event['trial']} was already told")
+        return trial
+
+    def _happened(self, trial: Trial, kind: str, event: Event) -> None:
+        if kind == "asked":
+            self.attempts[trial.number] = int(event["attempt"])
+        elif kind == "reported":
+            point = decode(Point, event["point"])
+            self.points[trial.number][point.step] = point
+        elif kind == "failed":
+            self.failures[trial.number] += 1
+        elif kind == "told":
+            self.trials[trial.number] = dataclasses.replace(
+                trial,
+                result=decode(TrainResult, event["result"]),
+                score=float(event["score"]),
+                violation=float(event["violation"]),
+            )
+
+
+def replay(events: Iterable[Event], path: str | Path = "history") -> Record:
+    """The state after all `events`; an error names the line of the event that does not fit."""
+    record = Record()
+    for line, event in enumerate(events, start=1):
+        try:
+            record.apply(event)
+        except (ValueError, KeyError, TypeError, StudyError, MixtureError) as error:
+            raise StudyError(f"{path}, line {line}: {error}") from error
+    return record
+
+
+def read(path: str | Path) -> Record:
+    """What the history file at `path` (or in that folder) says; the study may be running."""
+    return replay(read_events(path), path)
+
+
+def costs(history: History) -> dict[str, Spent]:
+    """What each method has spent, unranked trials included; confirmations stand on their own."""
+    total: dict[str, Spent] = {}
+    for trial in history:
+        if trial.result is not None:
+            total[trial.method] = _add(total.get(trial.method, Spent()), trial.result.spent)
+    return total
+
+
+def _add(a: Spent, b: Spent) -> Spent:
+    fields = (f.name for f in dataclasses.fields(Spent))
+    return Spent(**{name: getattr(a, name) + getattr(b, name) for name in fields})
+
+
+def canonical(history: History) -> Json:
+    """Everything that a rerun must reproduce, as JSON: no costs, times, attempts or paths."""
+    return [_canonical(trial) for trial in history]
+
+
+def equal_histories(a: History, b: History) -> bool:
+    """Whether two histories say the same, costs, times and attempts aside (NaN equals NaN)."""
+    return repr(canonical(a)) == repr(canonical(b))
+
+
+def _canonical(trial: Trial) -> Mapping[str, Json]:
+    plain: dict[str, Json] = encode(trial)
+    if plain["result"] is not None:
+        for name in ("spent", "checkpoint", "error"):
+            del plain["result"][name]
+    return plain

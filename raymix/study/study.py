@@ -1,0 +1,368 @@
+"""Ask and tell: the study decides what is trained next and remembers what came of it.
+
+Not thread-safe: one driver loop owns a study.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from raymix.core.codec import encode, fingerprint
+from raymix.core.errors import StudyError
+from raymix.core.job import Json, Point, Spent, Status, TrainJob, TrainResult
+from raymix.core.trial import History, Idle, Proposal, Role, Trial
+from raymix.study.confirm import confirmations, winner
+from raymix.study.plan import BASE, CONFIRM, Method, Plan, baselines, check_allowed, generator
+from raymix.study.record import Record, costs, replay
+from raymix.study.store import FILE, Store, versions
+
+ATTEMPTS = 3
+"""How often a trial may fail without a result (a worker died) before it counts as failed."""
+
+_LAYOUT = 1
+
+
+class Listener(Protocol):
+    """Hears what happens in a study and decides nothing. Trackers and the live table are ones."""
+
+    def trial_started(self, trial: Trial) -> None:
+        """A training was launched; again, if it is a further attempt."""
+        ...
+
+    def reported(self, trial: Trial, point: Point) -> None:
+        """A running training reported `point`, summary metrics included."""
+        ...
+
+    def trial_ended(self, trial: Trial) -> None:
+        """The trial was told: it has a result, and a score unless it failed."""
+        ...
+
+
+class Study:
+    """One search, its history in `<folder>/history.jsonl`.
+
+    Order of asks: open trials again (after a crash, or a failed attempt), the base model, the
+    baselines, the methods (fewest asked first), the confirmations. Nothing is asked before the base
+    is known. Serially told, the history is a function of the plan and what the trainings return.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        plan: Plan,
+        identity: Mapping[str, Json],
+        config: Json = None,
+        resume: bool = False,
+        listeners: Sequence[Listener] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Start a study, or with `resume` take up the one in `folder` if there is one.
+
+        `identity` (plain JSON) names what else the results depend on: data, model, training. A
+        study is resumed only if it and the plan's seed, objective, space and strategy are equal;
+        methods may be added and `num_trials` grown. Raises StudyError otherwise.
+        """
+        self.plan = plan
+        self._listeners = tuple(listeners)
+        self._store = Store(folder, clock)
+        try:
+            self._record = replay(self._store.events, self._store.path)
+            self._open({**identity, **plan.identity()}, config, resume)
+        except BaseException:
+            self._store.close()
+            raise
+        # What a crash left open is launched again, before anything new.
+        self._again = list(self._record.pending)
+
+    def _open(self, identity: Mapping[str, Json], config: Json, resume: bool) -> None:
+        path = self._store.path
+        body = {
+            "fingerprint": fingerprint(identity),
+            "identity": identity,
+            "config": config,
+            "methods": {m.name: m.num_trials for m in self.plan.methods},
+            "versions": versions(),
+        }
+        if not self._store.events:
+            self._write("study", {"layout": _LAYOUT, **body})
+            return
+        old = self._record.header
+        if old.get("layout") != _LAYOUT:
+            raise StudyError(f"{path} is no history of a study, or of another version of raymix")
+        if not resume:
+            raise StudyError(
+                f"{path} already holds a study of {len(self._record.trials)} trials; "
+                "resume it, or choose another output_dir"
+            )
+        if old["fingerprint"] != body["fingerprint"]:
+            # Through JSON once, as the old one went: tuples become lists.
+            changed = "; ".join(differences(old["identity"], encode(dict(identity))))
+            raise StudyError(f"{path} cannot be resumed, the experiment has changed: {changed}")
+        self._write("resumed", body)
+
+    # ---- what is known ----
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return self._store.path.parent
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when anything does that results depend on."""
+        return str(self._record.header["fingerprint"])
+
+    @property
+    def history(self) -> History:
+        """Everything asked so far, test losses included (searchers do not get those)."""
+        return self._record.history
+
+    @property
+    def costs(self) -> dict[str, Spent]:
+        """What was spent so far, by method."""
+        return costs(self.history)
+
+    def best(self) -> Trial | None:
+        """The best trial so far; among the confirmed ones once there are any."""
+        return winner(self.history)
+
+    def attempt(self, number: int) -> int:
+        """How often the trial was launched before."""
+        return self._record.attempts[number]
+
+    # ---- ask ----
+
+    def ask(self) -> Trial | Idle:
+        """The next trial to train; WAIT while pending ones must be told first; DONE at the end.
+
+        Written to disk before it is returned.
+        """
+        if self._again:
+            number = self._again[0]
+            self._write("asked", {"trial": number, "attempt": self._record.attempts[number] + 1})
+            return self._record.trials[self._again.pop(0)]
+        if not self._record.trials:
+            plain = Proposal(self.plan.space.prior, role=Role.MEASURE)
+            return self._ask(BASE, plain, self.plan.seed)
+        if self._base() is None:
+            return Idle.WAIT
+        return self._baseline() or self._search() or self._confirmation() or self._rest()
+
+    def _base(self) -> TrainResult | None:
+        base = self._record.trials[0].result
+        if base is not None and base.status is Status.FAILED:
+            raise StudyError(f"the base model could not be evaluated: {base.error}")
+        return base
+
+    def _ask(self, method: str, proposal: Proposal, seed: int) -> Trial:
+        number = len(self._record.trials)
+        fields = {"trial": number, "method": method, "seed": seed, "attempt": 0}
+        self._write("asked", {**fields, "proposal": encode(proposal)})
+        return self._record.trials[number]
+
+    def _baseline(self) -> Trial | None:
+        asked = {t.method for t in self.history if t.role is Role.BASELINE}
+        for name, proposal in baselines(self.plan).items():
+            if name not in asked:
+                return self._ask(name, proposal, self.plan.seed)
+        return None
+
+    def _search(self) -> Trial | Idle | None:
+        """A trial of the method that has asked least and has something to ask; WAIT if any waits."""
+        history = self.history
+        counts = {m.name: sum(t.method == m.name for t in history) for m in self.plan.methods}
+        waiting = False
+        for method in sorted(self.plan.methods, key=lambda m: counts[m.name]):
+            if counts[method.name] >= method.num_trials:
+                continue
+            answer = self._propose(method, history)
+            if isinstance(answer, Proposal):
+                return self._ask(method.name, answer, self.plan.seed)
+            if answer is Idle.WAIT:
+                if not self._record.pending:
+                    raise StudyError(f"method '{method.name}' waits, but no trial is pending")
+                waiting = True
+        return Idle.WAIT if waiting else None
+
+    def _propose(self, method: Method, history: History) -> Proposal | Idle:
+        visible = blind(history.seen_by(method.name))
+        rng = generator(self.plan.seed, method.name, len(history))
+        answer = method.searcher.propose(self.plan.space, visible, rng)
+        if isinstance(answer, Idle):
+            return answer
+        space = self._space(answer)
+        mixture = check_allowed(space, answer.mixture, f"method '{method.name}'")
+        return dataclasses.replace(answer, mixture=mixture)
+
+    def _confirmation(self) -> Trial | Idle | None:
+        """A confirmation; the ranking must be final first."""
+        if any(self._record.trials[n].role is not Role.CONFIRM for n in self._record.pending):
+            return Idle.WAIT
+        missing = confirmations(self.history, self.plan.confirm, self.plan.seed)
+        for proposal, seed in missing:
+            return self._ask(CONFIRM, proposal, seed)
+        return None
+
+    def _rest(self) -> Idle:
+        # A pending trial may yet fail and have to be launched again.
+        return Idle.WAIT if self._record.pending else Idle.DONE
+
+    # ---- from a trial to its training ----
+
+    def job(self, trial: Trial) -> TrainJob:
+        """The training that `trial` asks for. MEASURE trials have no stages: nothing is trained."""
+        proposal = trial.proposal
+        space = self._space(proposal)
+        stages = ()
+        if trial.role is not Role.MEASURE:
+            stages = tuple(
+                dataclasses.replace(stage, pools=proposal.pools, reweighter=proposal.reweighter)
+                for stage in self.plan.strategy.stages(
+                    proposal.mixture, space.budget, proposal.params
+                )
+            )
+        return TrainJob(
+            trial=trial.number,
+            stages=stages,
+            space=space,
+            seed=trial.seed,
+            model=proposal.model,
+            attempt=self.attempt(trial.number),
+            test=trial.number == 0 or trial.role in (Role.CONFIRM, Role.FINAL),
+            reference=self._checkpoint(trial, proposal.reference),
+            measure=proposal.measure,
+            start=self._checkpoint(trial, proposal.start),
+        )
+
+    def _space(self, proposal: Proposal) -> Any:
+        if proposal.budget is None:
+            return self.plan.space
+        return dataclasses.replace(self.plan.space, budget=proposal.budget)
+
+    def _checkpoint(self, trial: Trial, number: int | None) -> str | None:
+        if number is None:
+            return None
+        source = self._record.trials.get(number)
+        path = source.result.checkpoint if source and source.result else None
+        if path is None:
+            raise StudyError(f"trial {trial.number} starts from trial {number}: no checkpoint")
+        return path
+
+    # ---- tell ----
+
+    def started(self, number: int) -> None:
+        """The trial's training was launched."""
+        self._write("started", {"trial": number, "attempt": self.attempt(number)})
+        for listener in self._listeners:
+            listener.trial_started(self._record.trials[number])
+
+    def reported(self, number: int, point: Point) -> Point:
+        """Record a point of a running training; returns it with the summary metrics added."""
+        point = self._enrich(point)
+        self._write("reported", {"trial": number, "point": encode(point)})
+        for listener in self._listeners:
+            listener.reported(self._record.trials[number], point)
+        return point
+
+    def score(self, number: int, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Score and violation (nats per token) of a trial if it ended with these metrics."""
+        mixture = self._record.trials[number].mixture
+        return self.plan.objective.score(metrics, self._base_metrics(), mixture, self._prior)
+
+    def tell(self, number: int, result: TrainResult | None, error: str = "") -> Trial:
+        """Record the end of a trial.
+
+        A result of any status is final; the score of a stopped trial is that of its last point, so
+        it ranks before a finished one only if it is already better. No result (a worker died):
+        the trial will be asked again, until it has failed `ATTEMPTS` times.
+        """
+        if result is None:
+            self._write(
+                "failed", {"trial": number, "attempt": self.attempt(number), "error": error}
+            )
+            if self._record.failures[number] < ATTEMPTS:
+                self._again.append(number)
+                return self._record.trials[number]
+            result = TrainResult(Status.FAILED, {}, error=f"{ATTEMPTS} attempts failed: {error}")
+        result = self._whole(number, result)
+        if number == 0:
+            score, violation = self.plan.objective.score(
+                result.metrics, result.metrics, self._prior, self._prior
+            )
+        elif result.status is Status.FAILED:
+            score, violation = float("nan"), 0.0
+        else:
+            score, violation = self.score(number, result.metrics)
+        found = {"result": encode(result), "score": score, "violation": violation}
+        self._write("told", {"trial": number, **found})
+        trial = self._record.trials[number]
+        for listener in self._listeners:
+            listener.trial_ended(trial)
+        return trial
+
+    def _whole(self, number: int, result: TrainResult) -> TrainResult:
+        """The result with summary metrics, and with the points of earlier attempts in its curve."""
+        first = min((point.step for point in result.curve), default=None)
+        earlier = (
+            point
+            for step, point in sorted(self._record.points[number].items())
+            if first is None or step < first
+        )
+        curve = (*earlier, *(self._enrich(point) for point in result.curve))
+        base = result.metrics if number == 0 else self._base_metrics()
+        metrics = self.plan.objective.enrich(result.metrics, base)
+        return dataclasses.replace(result, curve=curve, metrics=metrics)
+
+    def _enrich(self, point: Point) -> Point:
+        metrics = self.plan.objective.enrich(point.metrics, self._base_metrics())
+        return dataclasses.replace(point, metrics=metrics)
+
+    def _base_metrics(self) -> Mapping[str, float]:
+        base = self._record.trials[0].result
+        return base.metrics if base is not None else {}
+
+    @property
+    def _prior(self) -> Any:
+        return self.plan.space.prior
+
+    # ---- the file ----
+
+    def _write(self, event: str, fields: Mapping[str, Json]) -> None:
+        # First a copy of the state would have to be undone if the disk is full; so disk first.
+        self._record.apply(self._store.append(event, fields))
+
+    def close(self) -> None:
+        """Free the study for another driver."""
+        self._store.close()
+
+
+def blind(history: History) -> History:
+    """The history without test losses: what a searcher may see."""
+    trials = tuple(
+        dataclasses.replace(t, result=_blind(t.result)) if t.result else t for t in history
+    )
+    return History(trials, history.method, _blind(history.base) if history.base else None)
+
+
+def _blind(result: TrainResult) -> TrainResult:
+    curve = tuple(dataclasses.replace(p, metrics=_no_test(p.metrics)) for p in result.curve)
+    return dataclasses.replace(result, metrics=_no_test(result.metrics), curve=curve)
+
+
+def _no_test(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("test/")}
+
+
+def differences(old: Json, new: Json, where: str = "") -> list[str]:
+    """Dotted names of what differs between two pieces of JSON, with both values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for name in [*old, *(n for n in new if n not in old)]:
+            inner = f"{where}.{name}" if where else name
+            found += differences(old.get(name, "absent"), new.get(name, "absent"), inner)
+        return found
+    return [] if old == new else [f"{where} was {old}, is {new}"]

@@ -1,0 +1,171 @@
+"""A tokenizer and a tiny Llama for the skill suite, made from seeds in about five seconds.
+
+The folder written is an ordinary Hugging Face model folder, so that everything which loads a
+real model loads this one. torch, tokenizers and transformers are imported where they are used:
+the floors that read only the data of the suite must not load them.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raymix.testing.skills import COMMANDS, Row, drill_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, UNKNOWN, END = "<|pad|>", "<|unknown|>", "<|end|>"
+ROLES = ("system", "user", "assistant")
+
+# Only the answer and the end of turn bear loss; the tags say so to whoever asks for a mask.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+WIDTH, LAYERS, HEADS, CONTEXT = 48, 2, 4, 128
+PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR, PRETRAIN_WARMUP = 500, 64, 3e-3, 20
+_IGNORE = -100  # the label that torch's cross entropy leaves out
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of printable ASCII characters, with one token for each command of the suite.
+
+    ``cipher: bdf`` is four tokens. Any other text is read character by character.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    commands = [f"{command}: " for command in COMMANDS]
+    specials = [PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES)]
+    printable = [*string.digits, *string.ascii_letters, *string.punctuation, " ", "\n"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *commands, *printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex("|".join([*commands, r"[\s\S]"])), behavior="isolated"
+    )
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[f"<|{role}|>" for role in ROLES],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="right",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A Llama of about 50,000 parameters with random weights, a function of the seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.05,  # the default, .02, makes so narrow a model slow to start
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def write_model(folder: Path, seed: int, steps: int = PRETRAIN_STEPS) -> None:
+    """Builds, pretrains and saves the tiny model and its tokenizer.
+
+    Args:
+        folder: the model folder; made if it is not there.
+        seed: of the weights and of the drill.
+        steps: optimizer steps of pretraining; 0 leaves the random weights.
+    """
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed)
+    if steps:
+        pretrain(model, tokenizer, drill_rows(steps * PRETRAIN_BATCH, seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]
+) -> None:
+    """One pass over ``rows`` with Adam, in their order, on one thread.
+
+    On purpose not the project's training loop: the starting point of the measured grid must not
+    move when that loop does.
+    """
+    import torch
+
+    inputs, labels = _encode(tokenizer, rows)
+    steps = len(rows) // PRETRAIN_BATCH
+    optimizer = torch.optim.Adam(model.parameters(), lr=PRETRAIN_LR)
+    model.train()
+    with _one_thread():
+        for step in range(steps):
+            batch = slice(step * PRETRAIN_BATCH, (step + 1) * PRETRAIN_BATCH)
+            warmup = min(1.0, (step + 1) / PRETRAIN_WARMUP)
+            decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = PRETRAIN_LR * warmup * decay
+            logits = model(input_ids=inputs[batch, :-1]).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels[batch, 1:].flatten(), ignore_index=_IGNORE
+            )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    model.eval()
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Tokens and labels ``[rows, tokens]``; the drill's rows are all of one length.
+
+    Written out instead of asked of the template, which takes longer than the training.
+    """
+    import torch
+
+    texts = [
+        "".join(f"<|{turn['role']}|>{turn['content']}" for turn in row["messages"]) + END
+        for row in rows
+    ]
+    tokens = torch.tensor(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    start = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    answered = (tokens == start).cumsum(1) - (tokens == start).long()
+    return tokens, torch.where(answered > 0, tokens, _IGNORE)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums on one thread: their order, and so the weights, do not depend on the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Trackers hear every event and decide nothing."""

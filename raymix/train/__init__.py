@@ -1,0 +1,1 @@
+"""PyTorch: one loop, sharded; knows no Ray and no algorithm by name."""

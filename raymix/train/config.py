@@ -1,0 +1,90 @@
+"""How a training is run: the user's `training:` block, and all that workers share in a study."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Training(BaseModel):
+    """Settings of one training, under the names that transformers and TRL give them.
+
+    Batch sizes count rows, or packs of `max_length` tokens with `packing`. One optimizer step takes
+    `per_device_train_batch_size * gradient_accumulation_steps * workers` of them.
+    `warmup_steps` below 1 is a fraction of the budget. `bf16` None: on where the GPU has it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(2e-5, gt=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.03, ge=0)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_eval_batch_size: int = Field(16, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    max_length: int = Field(1024, ge=2)
+    packing: bool = False
+    assistant_only_loss: bool = True
+    bf16: bool | None = None
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    attn_implementation: str | None = None
+    eval_steps: int | None = Field(None, ge=1)
+    eval_rows: int | None = Field(None, ge=1)
+    save_steps: int | None = Field(None, ge=1)
+    use_peft: bool = False
+    lora_r: int = Field(16, ge=1)
+    lora_alpha: float = Field(32, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_target_modules: str | tuple[str, ...] = "all-linear"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        """Accept `warmup_ratio`, which transformers 5 dropped; name what belongs elsewhere."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if "warmup_ratio" in values:
+            warnings.warn(
+                "training.warmup_ratio is gone from transformers 5; use warmup_steps below 1",
+                FutureWarning,
+                stacklevel=2,
+            )
+            values["warmup_steps"] = values.pop("warmup_ratio")
+        for name in ("num_train_epochs", "max_steps"):
+            if name in values:
+                raise ValueError(f"{name} is not used: the length of a training is mixture.budget")
+        return values
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _sane(cls, value: float) -> float:
+        if value > 10:
+            raise ValueError(f"learning_rate {value} is above 10")
+        return value
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every training of a study shares; sent to each worker once, as JSON.
+
+    `models`: folder or hub id by name ("target", and proxies). `stores`: for each domain the
+    prepared files of its splits (see `data.store`), `{"math": {"train": path, "eval": path}}`.
+    `output_dir`: checkpoints go to `<output_dir>/checkpoints/trial-<number>`.
+    """
+
+    models: Mapping[str, str]
+    training: Training
+    stores: Mapping[str, Mapping[str, str]]
+    output_dir: str
+    trust_remote_code: bool = False

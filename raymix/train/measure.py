@@ -1,0 +1,108 @@
+"""Batches on the device, and what is measured on them: sums and counts per domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymix.core.simplex import Vector
+from raymix.data.batches import IGNORED, Item, Rows, collate
+from raymix.train.shard import World
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One forward pass: P items of T tokens, N of which bear loss.
+
+    `index` [N]: places in the flattened [P * T] tokens whose prediction is judged; `targets` [N]:
+    the tokens that come next; `domains` [N]: their domains; `scale` [N]: what a token's loss counts
+    in the step's loss.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor | None
+    index: Tensor
+    targets: Tensor
+    domains: Tensor
+    scale: Tensor
+
+
+def micro(
+    items: Sequence[Item],
+    tables: Sequence[Rows],
+    scale: NDArray[np.float32],
+    device: torch.device,
+    multiple: int = 1,
+) -> Micro:
+    """The tensors of `items`; of a batch without any loss where there are none.
+
+    Args:
+        items: of this rank; [] where it has nothing but must run the pass with the others.
+        tables: one per domain.
+        scale: weight of a token of each domain in the step's loss [K].
+        device: where the tensors go.
+        multiple: width is padded to a multiple of this.
+    """
+    if not items:
+        nothing = np.zeros(0, dtype=np.int64)
+        ids, positions, index, targets, domains = np.zeros((1, 2), np.int64), None, *[nothing] * 3
+    else:
+        width = -(-max(item.tokens for item in items) // multiple) * multiple
+        batch = collate(items, tables, width)
+        ids, positions = batch.input_ids, batch.position_ids
+        following = batch.labels[:, 1:]
+        rows, columns = np.nonzero(following != IGNORED)
+        index, targets = rows * width + columns, following[rows, columns]
+        domains = batch.domains[rows]
+    arrays = (ids, positions, index, targets, domains, scale[domains])
+    return Micro(*(None if a is None else torch.from_numpy(a).to(device) for a in arrays))
+
+
+class Window:
+    """Loss summed per domain since the last `clear`: sums on the device, counts known beforehand."""
+
+    def __init__(self, domains: int, device: torch.device) -> None:
+        self._sums = torch.zeros(domains, dtype=torch.float64, device=device)
+        self.tokens = np.zeros(domains, dtype=np.float64)
+
+    def add(self, micro: Micro, losses: Tensor) -> None:
+        """Take in the token losses [N] of one pass of this rank."""
+        self._sums.index_add_(0, micro.domains, losses.detach().double())
+
+    def count(self, tokens: Vector) -> None:
+        """Take in the loss tokens [K] of one step, over all ranks."""
+        self.tokens += tokens
+
+    def sums(self, world: World) -> Vector:
+        """Summed loss per domain [K], over all ranks; a collective call."""
+        return np.asarray(world.summed(self._sums.clone()).cpu().numpy(), dtype=np.float64)
+
+    def restore(self, sums: Sequence[float], tokens: Sequence[float], world: World) -> None:
+        """Go on from what `sums` and `tokens` were; rank 0 carries the sums."""
+        self._sums.zero_()
+        if world.first:
+            self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
+        self.tokens = np.asarray(tokens, dtype=np.float64)
+
+    def clear(self) -> None:
+        """Start a new window."""
+        self._sums.zero_()
+        self.tokens = np.zeros_like(self.tokens)
+
+
+def means(sums: Vector, tokens: Vector) -> Vector:
+    """`sums / tokens` [K], nats per token; NaN where there are no tokens."""
+    return np.divide(sums, tokens, out=np.full(len(sums), np.nan), where=tokens > 0)
+
+
+def loss_tokens(items: Sequence[Item], domains: int) -> Vector:
+    """Loss tokens of a step's items per domain [K]."""
+    counts = np.zeros(domains)
+    for item in items:
+        counts[item.domain] += item.loss_tokens
+    return counts

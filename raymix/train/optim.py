@@ -1,0 +1,72 @@
+"""AdamW, and a learning rate that follows the budget, not a count of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from raymix.train.config import Training
+from raymix.train.shard import World, local
+
+
+def adamw(parameters: Mapping[str, Tensor], training: Training) -> AdamW:
+    """AdamW over `parameters`; norms and biases (everything of one dimension) do not decay."""
+    groups = [
+        {
+            "params": [p for p in parameters.values() if p.ndim >= 2],
+            "weight_decay": training.weight_decay,
+        },
+        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        fused=True,
+    )
+
+
+def rate(training: Training, progress: float, step: int, steps: int) -> float:
+    """Factor on the learning rate for the step that comes next.
+
+    The shapes are transformers' `get_scheduler`, with the share of the budget spent in the place
+    of step / steps: the number of steps is not known where the mixture moves or rows differ in
+    length.
+
+    Args:
+        training: names the shape and the warm-up (below 1: a fraction of the budget).
+        progress: share of the job's budget spent before this step, 0 to 1.
+        step: optimizer steps taken before this one.
+        steps: expected number of steps of the job; places the end of a warm-up counted in steps.
+    """
+    shape, warmup = training.lr_scheduler_type, training.warmup_steps
+    if shape == "constant":
+        return 1.0
+    if warmup >= 1:
+        if step < warmup:
+            return step / warmup
+        warmup = min(1.0, warmup / steps)
+    elif progress < warmup:
+        return progress / warmup
+    if shape == "constant_with_warmup" or warmup >= 1:
+        return 1.0
+    done = min(1.0, max(0.0, (progress - warmup) / (1.0 - warmup)))
+    return 1.0 - done if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def clip(parameters: Iterable[Tensor], limit: float, world: World) -> Tensor:
+    """Scale gradients to a norm of at most `limit` (0: leave them); returns the norm before.
+
+    The norm is over all ranks: a scalar on the device, the same everywhere; nothing waits for it.
+    """
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    norm = world.summed(norms.square().sum()).sqrt()
+    if limit > 0:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
