@@ -25,3 +25,18 @@ class Cluster(BaseModel):
     use_gpu: bool | None = None
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(1, gt=0)
+
+
+class EarlyStopping(BaseModel):
+    """Which trainings end before their budget does: the user's `search.early_stopping:` block.
+
+    "asha" compares a search or confirm trial with others of its role at rungs of its budget: the
+    first at `grace` of it, each next one `reduction_factor` times later; of those that came to a
+    rung, the best 1/`reduction_factor` go on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheduler: Literal["none", "asha"] = "none"
+    grace: float = Field(0.25, gt=0, lt=1)
+    reduction_factor: float = Field(3.0, gt=1)

@@ -48,6 +48,7 @@ class _Group:
     incarnation: int = 0
     model: str = ""
     idle_crashes: int = 0
+    controller: Any = None
 
 
 class Desk:
@@ -153,6 +154,14 @@ class Desk:
         group.incarnation += 1
         self._work.set()
         return group.idle_crashes < self._deliveries
+
+    async def introduce(self, pool: str, controller: Any) -> None:
+        """Remember the actor that controls a pool's workers."""
+        self._groups.setdefault(pool, _Group()).controller = controller
+
+    async def controller(self, pool: str) -> Any:
+        """The actor that controls a pool's workers; None before it has started."""
+        return self._groups.setdefault(pool, _Group()).controller
 
     async def gone(self, pool: str, reason: str) -> None:
         """A pool has ended for good; its job goes back to the queue."""

@@ -19,6 +19,7 @@ from raymix.core.errors import ClusterError, RaymixError
 from raymix.core.job import Json
 
 _LEAVE_SECONDS = 30.0
+_ABORT_SECONDS = 10.0
 
 
 def open_desk(name: str) -> Any:
@@ -44,9 +45,10 @@ class _Watch(UserCallback):
         """The job in flight is delivered again at once, to any free pool."""
         rank, error = sorted(worker_exceptions.items())[0]
         reason = f"worker {rank}: {str(error).strip()[-2000:]}"
-        desk = ray.get_actor(self._desk)
-        if not ray.get(desk.crashed.remote(self._pool, reason)):
-            raise ClusterError(f"the workers of {self._pool} cannot start: {reason}")
+        again = ray.get(ray.get_actor(self._desk).crashed.remote(self._pool, reason))
+        # What raymix itself says (no such model) would be said again by the next workers.
+        if isinstance(error, RaymixError) or not again:
+            raise ClusterError(f"its workers cannot start: {reason}")
 
 
 class _Introduce(ControllerCallback):
@@ -114,3 +116,22 @@ class Pool:
             error = raised
         if not self._closing.is_set():
             self._failed(self.name, error)
+
+    def close(self, hurry: bool = False) -> None:
+        """Wait for the workers to leave a closed desk, then (at once in a `hurry`) end them."""
+        self._closing.set()
+        self._thread.join(0 if hurry else _LEAVE_SECONDS)
+        if not self._thread.is_alive():
+            return
+        controller = ray.get(ray.get_actor(self._desk).controller.remote(self.name))
+        if controller is not None:
+            controller.abort.remote()
+            self._thread.join(_ABORT_SECONDS)
+            if self._thread.is_alive():
+                # Still waiting for resources, perhaps. What it owns ends with it.
+                ray.kill(controller)
+                self._thread.join(_ABORT_SECONDS)
+
+
+def _resources(need: Need) -> dict[str, float]:
+    return {"CPU": need.cpus, **({"GPU": need.gpus} if need.gpus else {})}

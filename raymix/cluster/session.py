@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     # Tune's files are of no use to us: the study has its own history.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    # Tune's newer console output prints headings even when it is told to be silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Ctrl-C is ours: Tune's handler would tell the user to resume with Tuner.restore.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }

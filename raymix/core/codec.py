@@ -7,9 +7,10 @@ import hashlib
 import importlib
 import json
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from raymix.core.errors import ConfigError
 from raymix.core.job import Json, Spec
@@ -18,18 +19,21 @@ T = TypeVar("T")
 
 
 @lru_cache(maxsize=64)
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def encode(value: object) -> Json:
     """Plain JSON of a frozen dataclass: enums by value, `NaN` and `Infinity` as JSON knows them."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    # The default mode would turn NaN and infinity inside untyped JSON (a note, a Spec) into null.
+    return to_jsonable_python(value, inf_nan_mode="constants")
 
 
 def decode(kind: type[T], plain: Json) -> T:
     """The value of type `kind` that `encode` wrote; unknown fields are an error."""
-    return _adapter(kind).validate_python(plain, extra="forbid")
+    adapter = _adapter(cast(Any, kind))
+    value: T = adapter.validate_python(plain, extra="forbid")
+    return value
 
 
 def to_json(value: object) -> str:

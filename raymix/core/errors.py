@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class RaymixError(Exception):
     """Base of every error that raymix raises on purpose."""
@@ -37,3 +40,9 @@ class ClusterError(RaymixError):
 
 class SearchError(RaymixError):
     """A searcher's settings are wrong."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to append to an error: ` (did you mean 'x'?)` for the known name most like `name`."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

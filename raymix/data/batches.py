@@ -92,29 +92,7 @@ class Batches:
 
     def realised(self) -> tuple[Drawn, ...]:
         """What entered optimizer steps so far, per domain."""
-        columns = {
-            Unit.EXAMPLES: self._rows,
-            Unit.TOKENS: self._tokens,
-            Unit.LOSS_TOKENS: self._loss,
-        }
-        amounts = columns[self.sampler.budget.unit]
-        total = max(1, sum(amounts))
-        return tuple(
-            Drawn(
-                domain=name,
-                asked=self.sampler.asked.weights[d],
-                share=amounts[d] / total,
-                rows=self._rows[d],
-                unique_rows=stream.unique(self._rows[d]),
-                epochs=self._rows[d] / stream.pool,
-                tokens=self._tokens[d],
-                loss_tokens=self._loss[d],
-                capped=self.sampler.capped[d],
-            )
-            for d, (name, stream) in enumerate(
-                zip(self.sampler.names, self.sampler.streams, strict=True)
-            )
-        )
+        return _drawn(self.sampler, self._rows, self._tokens, self._loss)
 
     def state(self) -> Json:
         """Where the steps stand, as JSON."""
@@ -126,6 +104,49 @@ class Batches:
         self.sampler.restore(state["sampler"])
         self._rows, self._tokens = list(state["rows"]), list(state["tokens"])
         self._loss = list(state["loss"])
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a stage will draw: items (rows or packs) in all, and per domain."""
+
+    items: int
+    drawn: tuple[Drawn, ...]
+
+
+def foresee(sampler: Sampler) -> Foreseen:
+    """Draw all that is left of a fresh sampler's budget and add it up; nothing is trained."""
+    draws = sampler.take(sampler.budget.amount)
+    owners = np.repeat(draws.domains, np.diff(draws.starts))
+    rows, tokens, loss = [], [], []
+    for d, stream in enumerate(sampler.streams):
+        own = draws.rows[owners == d]
+        rows.append(len(own))
+        tokens.append(int(stream.table.tokens[own].sum()))
+        loss.append(int(stream.table.loss_tokens[own].sum()))
+    return Foreseen(len(draws.domains), _drawn(sampler, rows, tokens, loss))
+
+
+def _drawn(
+    sampler: Sampler, rows: Sequence[int], tokens: Sequence[int], loss: Sequence[int]
+) -> tuple[Drawn, ...]:
+    columns = {Unit.EXAMPLES: rows, Unit.TOKENS: tokens, Unit.LOSS_TOKENS: loss}
+    amounts = columns[sampler.budget.unit]
+    total = max(1, sum(amounts))
+    return tuple(
+        Drawn(
+            domain=name,
+            asked=sampler.asked.weights[d],
+            share=amounts[d] / total,
+            rows=rows[d],
+            unique_rows=stream.unique(rows[d]),
+            epochs=rows[d] / stream.pool,
+            tokens=tokens[d],
+            loss_tokens=loss[d],
+            capped=sampler.capped[d],
+        )
+        for d, (name, stream) in enumerate(zip(sampler.names, sampler.streams, strict=True))
+    )
 
 
 def collate(items: Sequence[Item], tables: Sequence[Rows], width: int | None = None) -> Batch:

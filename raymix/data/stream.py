@@ -18,7 +18,7 @@ from raymix.core.mixture import Unit
 
 Ints = NDArray[np.int64]
 
-_WINDOW = 16
+_WINDOW = 64
 """Packs are filled from this many packs' worth of rows at a time."""
 
 

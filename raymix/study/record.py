@@ -131,3 +131,14 @@ def _canonical(trial: Trial) -> Mapping[str, Json]:
         for name in ("spent", "checkpoint", "error"):
             del plain["result"][name]
     return plain
+
+
+def differences(old: Json, new: Json, where: str = "") -> list[str]:
+    """Dotted names of what differs between two pieces of JSON, with both values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for name in [*old, *(n for n in new if n not in old)]:
+            inner = f"{where}.{name}" if where else name
+            found += differences(old.get(name, "absent"), new.get(name, "absent"), inner)
+        return found
+    return [] if old == new else [f"{where} was {old}, is {new}"]

@@ -15,10 +15,12 @@ from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import StudyError
 from raymix.core.job import Json, Point, Spent, Status, TrainJob, TrainResult
 from raymix.core.trial import History, Idle, Proposal, Role, Trial
+from raymix.study.blind import blind
 from raymix.study.confirm import confirmations, winner
+from raymix.study.job import make_job, space_of
 from raymix.study.plan import BASE, CONFIRM, Method, Plan, baselines, check_allowed, generator
-from raymix.study.record import Record, costs, replay
-from raymix.study.store import FILE, Store, versions
+from raymix.study.record import costs, differences, replay
+from raymix.study.store import Store, versions
 
 ATTEMPTS = 3
 """How often a trial may fail without a result (a worker died) before it counts as failed."""
@@ -99,8 +101,7 @@ class Study:
                 "resume it, or choose another output_dir"
             )
         if old["fingerprint"] != body["fingerprint"]:
-            # Through JSON once, as the old one went: tuples become lists.
-            changed = "; ".join(differences(old["identity"], encode(dict(identity))))
+            changed = "; ".join(differences(old["identity"], encode(identity)))
             raise StudyError(f"{path} cannot be resumed, the experiment has changed: {changed}")
         self._write("resumed", body)
 
@@ -172,7 +173,7 @@ class Study:
         return None
 
     def _search(self) -> Trial | Idle | None:
-        """A trial of the method that has asked least and has something to ask; WAIT if any waits."""
+        """A trial of the method that has asked least and has one to ask; WAIT if any waits."""
         history = self.history
         counts = {m.name: sum(t.method == m.name for t in history) for m in self.plan.methods}
         waiting = False
@@ -194,7 +195,7 @@ class Study:
         answer = method.searcher.propose(self.plan.space, visible, rng)
         if isinstance(answer, Idle):
             return answer
-        space = self._space(answer)
+        space = space_of(self.plan.space, answer)
         mixture = check_allowed(space, answer.mixture, f"method '{method.name}'")
         return dataclasses.replace(answer, mixture=mixture)
 
@@ -211,46 +212,9 @@ class Study:
         # A pending trial may yet fail and have to be launched again.
         return Idle.WAIT if self._record.pending else Idle.DONE
 
-    # ---- from a trial to its training ----
-
     def job(self, trial: Trial) -> TrainJob:
-        """The training that `trial` asks for. MEASURE trials have no stages: nothing is trained."""
-        proposal = trial.proposal
-        space = self._space(proposal)
-        stages = ()
-        if trial.role is not Role.MEASURE:
-            stages = tuple(
-                dataclasses.replace(stage, pools=proposal.pools, reweighter=proposal.reweighter)
-                for stage in self.plan.strategy.stages(
-                    proposal.mixture, space.budget, proposal.params
-                )
-            )
-        return TrainJob(
-            trial=trial.number,
-            stages=stages,
-            space=space,
-            seed=trial.seed,
-            model=proposal.model,
-            attempt=self.attempt(trial.number),
-            test=trial.number == 0 or trial.role in (Role.CONFIRM, Role.FINAL),
-            reference=self._checkpoint(trial, proposal.reference),
-            measure=proposal.measure,
-            start=self._checkpoint(trial, proposal.start),
-        )
-
-    def _space(self, proposal: Proposal) -> Any:
-        if proposal.budget is None:
-            return self.plan.space
-        return dataclasses.replace(self.plan.space, budget=proposal.budget)
-
-    def _checkpoint(self, trial: Trial, number: int | None) -> str | None:
-        if number is None:
-            return None
-        source = self._record.trials.get(number)
-        path = source.result.checkpoint if source and source.result else None
-        if path is None:
-            raise StudyError(f"trial {trial.number} starts from trial {number}: no checkpoint")
-        return path
+        """The training that `trial` asks for."""
+        return make_job(self.plan, self._record, trial)
 
     # ---- tell ----
 
@@ -271,7 +235,9 @@ class Study:
     def score(self, number: int, metrics: Mapping[str, float]) -> tuple[float, float]:
         """Score and violation (nats per token) of a trial if it ended with these metrics."""
         mixture = self._record.trials[number].mixture
-        return self.plan.objective.score(metrics, self._base_metrics(), mixture, self._prior)
+        return self.plan.objective.score(
+            metrics, self._base_metrics(), mixture, self.plan.space.prior
+        )
 
     def tell(self, number: int, result: TrainResult | None, error: str = "") -> Trial:
         """Record the end of a trial.
@@ -291,7 +257,7 @@ class Study:
         result = self._whole(number, result)
         if number == 0:
             score, violation = self.plan.objective.score(
-                result.metrics, result.metrics, self._prior, self._prior
+                result.metrics, result.metrics, self.plan.space.prior, self.plan.space.prior
             )
         elif result.status is Status.FAILED:
             score, violation = float("nan"), 0.0
@@ -325,44 +291,12 @@ class Study:
         base = self._record.trials[0].result
         return base.metrics if base is not None else {}
 
-    @property
-    def _prior(self) -> Any:
-        return self.plan.space.prior
-
     # ---- the file ----
 
     def _write(self, event: str, fields: Mapping[str, Json]) -> None:
-        # First a copy of the state would have to be undone if the disk is full; so disk first.
+        # Disk first: if it is full, the state in memory is still that of the file.
         self._record.apply(self._store.append(event, fields))
 
     def close(self) -> None:
         """Free the study for another driver."""
         self._store.close()
-
-
-def blind(history: History) -> History:
-    """The history without test losses: what a searcher may see."""
-    trials = tuple(
-        dataclasses.replace(t, result=_blind(t.result)) if t.result else t for t in history
-    )
-    return History(trials, history.method, _blind(history.base) if history.base else None)
-
-
-def _blind(result: TrainResult) -> TrainResult:
-    curve = tuple(dataclasses.replace(p, metrics=_no_test(p.metrics)) for p in result.curve)
-    return dataclasses.replace(result, metrics=_no_test(result.metrics), curve=curve)
-
-
-def _no_test(metrics: Mapping[str, float]) -> Mapping[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith("test/")}
-
-
-def differences(old: Json, new: Json, where: str = "") -> list[str]:
-    """Dotted names of what differs between two pieces of JSON, with both values."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
-        for name in [*old, *(n for n in new if n not in old)]:
-            inner = f"{where}.{name}" if where else name
-            found += differences(old.get(name, "absent"), new.get(name, "absent"), inner)
-        return found
-    return [] if old == new else [f"{where} was {old}, is {new}"]

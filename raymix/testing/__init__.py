@@ -1,0 +1,1 @@
+"""Shipped with raymix: problems with a known optimum, conformance suites, tiny models."""

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raymix.core.job import Json
 from raymix.core.simplex import Vector
 from raymix.data.batches import IGNORED, Item, Rows, collate
 from raymix.train.shard import World
@@ -82,12 +83,19 @@ class Window:
         """Summed loss per domain [K], over all ranks; a collective call."""
         return np.asarray(world.summed(self._sums.clone()).cpu().numpy(), dtype=np.float64)
 
-    def restore(self, sums: Sequence[float], tokens: Sequence[float], world: World) -> None:
-        """Go on from what `sums` and `tokens` were; rank 0 carries the sums."""
-        self._sums.zero_()
-        if world.first:
-            self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
-        self.tokens = np.asarray(tokens, dtype=np.float64)
+    def state(self, world: World) -> Json:
+        """Plain JSON: each rank's own sums, so that a resumed training adds up the same bits."""
+        return {"sums": world.gathered(self._sums.tolist()), "tokens": self.tokens.tolist()}
+
+    def restore(self, state: Json, world: World) -> None:
+        """Go on from `state`; with another number of ranks, rank 0 carries all sums."""
+        ranks = np.asarray(state["sums"], dtype=np.float64)
+        if len(ranks) == world.size:
+            sums = ranks[world.rank]
+        else:
+            sums = ranks.sum(axis=0) * world.first
+        self._sums.copy_(torch.from_numpy(sums))
+        self.tokens = np.asarray(state["tokens"], dtype=np.float64)
 
     def clear(self) -> None:
         """Start a new window."""

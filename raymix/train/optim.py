@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from raymix.train.config import Training
-from raymix.train.shard import World, local
+from raymix.train.shard import World, fill, local, whole
 
 
 def adamw(parameters: Mapping[str, Tensor], training: Training) -> AdamW:
@@ -70,3 +70,40 @@ def clip(parameters: Iterable[Tensor], limit: float, world: World) -> Tensor:
     if limit > 0:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def moments(optimizer: AdamW, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The optimizer's state as whole tensors in host memory, `<parameter>/<key>`; collective."""
+    return {
+        f"{name}/{key}": whole(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def set_moments(
+    optimizer: AdamW,
+    parameters: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+    names: Iterable[str],
+    world: World,
+) -> None:
+    """Give `optimizer` the state that `moments` returned.
+
+    Args:
+        optimizer: fresh, over `parameters`.
+        parameters: by name.
+        saved: on rank 0; not looked at elsewhere.
+        names: the keys of `saved`, on every rank.
+        world: a collective call.
+    """
+    for entry in names:
+        name, key = entry.rsplit("/", 1)
+        parameter = parameters[name]
+        target = (
+            torch.zeros((), device=parameter.device)
+            if key == "step"
+            else torch.zeros_like(parameter, requires_grad=False)
+        )
+        fill(target, saved.get(entry), world)
+        optimizer.state[parameter][key] = target

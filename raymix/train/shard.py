@@ -6,7 +6,8 @@ of one has no process group, and every function then works on whole tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from raymix.core.errors import RaymixError, TrainingError
 
 T = TypeVar("T")
 
@@ -78,6 +81,34 @@ def current(device: torch.device | str = "cpu") -> World:
     return World(dist.get_rank(), dist.get_world_size(), device, control)
 
 
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """A stretch without collective calls in which ranks may fail apart; if one does, all raise.
+
+    Raises:
+        TrainingError: what went wrong on the first rank that failed, on every rank.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if world.size == 1:
+        if failure is not None:
+            raise failure
+        return
+    said = next(filter(None, world.gathered(_said(failure))), None)
+    if said is not None:
+        raise TrainingError(said) from failure
+
+
+def _said(failure: Exception | None) -> str:
+    if failure is None:
+        return ""
+    named = isinstance(failure, RaymixError)
+    return str(failure) if named else f"{type(failure).__name__}: {failure}"
+
+
 def leave(world: World) -> None:
     """Wait for all ranks: gloo may abort where one tears down while another still talks."""
     world.barrier()
@@ -112,17 +143,18 @@ def whole(tensor: Tensor) -> Tensor:
     return full.cpu()
 
 
-def fill(target: Tensor, source: Tensor | None) -> None:
+def fill(target: Tensor, source: Tensor | None, world: World) -> None:
     """Copy rank 0's `source`, whole, into `target`; other ranks' source is not looked at."""
     with torch.no_grad():
-        if not isinstance(target, DTensor):
-            assert source is not None
-            target.copy_(source)
+        if isinstance(target, DTensor):
+            if source is None:
+                source = torch.empty(target.shape, dtype=target.dtype)
+            mesh = target.device_mesh
+            source = source.to(mesh.device_type, target.dtype)
+            shared = distribute_tensor(source, mesh, target.placements, src_data_rank=0)
+            local(target).copy_(shared.to_local())
             return
-        mesh = target.device_mesh
-        if source is None:
-            source = torch.empty(target.shape, dtype=target.dtype)
-        shared = distribute_tensor(
-            source.to(mesh.device_type, target.dtype), mesh, target.placements, src_data_rank=0
-        )
-        local(target).copy_(shared.to_local())
+        if source is not None:
+            target.copy_(source)
+        if world.size > 1:
+            dist.broadcast(target, src=0)

@@ -1,0 +1,35 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all check format clean
+
+demo: $(READY)  ## install if needed, then tune the embedded suite and show the result
+	$(BIN)/python experiments/quickstart.py
+
+test: $(READY)  ## the tests, one real Ray study among them
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## the slow tests too: two workers, faults, long studies
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## lint, types and floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs mlflow.db mlruns .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,110 @@
+"""Moves a study along: what Tune asks and hears, said in the study's words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from raymix.cluster.stopping import Asha
+from raymix.cluster.trial import POINT, RESULT
+from raymix.core.codec import from_json, to_json
+from raymix.core.errors import ClusterError
+from raymix.core.job import Json, Point, TrainResult
+from raymix.core.trial import STOPPABLE, Idle, Trial
+from raymix.study.study import Study
+
+_log = logging.getLogger(__name__)
+
+
+class Drive:
+    """One study on its way. `room`: how many trials may run at once, one for each pool.
+
+    Errors are kept in `error` and end the study: Tune would take them for failed trials.
+    """
+
+    def __init__(self, study: Study, desk: Any, room: int, asha: Asha | None) -> None:
+        self.error: Exception | None = None
+        self.interrupted = False
+        self._study = study
+        self._desk = desk
+        self._room = room
+        self._pools = room
+        self._asha = asha
+        self._running: dict[str, Trial] = {}
+        self._idle = False
+        self._closed = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the study ends now, whatever still runs."""
+        stopping = self.interrupted or self.error is not None
+        if stopping and not self._closed:
+            # The trials wait at the desk; nothing else would wake them.
+            self._closed = True
+            self._desk.close.remote()
+        return stopping
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+
+    def pool_failed(self, name: str, error: Exception) -> None:
+        """A pool has ended: its job goes to another one; with the last one the study ends."""
+        self._desk.gone.remote(name, str(error))
+        self._pools -= 1
+        if self._pools:
+            _log.warning("%s ended, %d pool(s) left: %s", name, self._pools, error)
+        else:
+            self.error = self.error or ClusterError(f"{name} ended: {error}")
+
+    def suggest(self, trial_id: str) -> dict[str, Json] | Idle:
+        """The next trial's configuration; WAIT: later; DONE: never."""
+        if self.stopping:
+            return Idle.DONE
+        if self._idle or len(self._running) >= self._room:
+            return Idle.WAIT
+        with self._guarded():
+            answer = self._study.ask()
+            if isinstance(answer, Trial):
+                return self._launch(trial_id, answer)
+            # The answer changes only when something is told, and proposing may be dear.
+            self._idle = True
+            return answer
+        return Idle.DONE
+
+    def _launch(self, trial_id: str, trial: Trial) -> dict[str, Json]:
+        job = self._study.job(trial)
+        self._study.started(trial.number)
+        self._running[trial_id] = trial
+        return {"job": to_json(job), "stoppable": self._stoppable(trial)}
+
+    def _stoppable(self, trial: Trial) -> bool:
+        return self._asha is not None and trial.role in STOPPABLE
+
+    def heard(self, trial_id: str, result: Mapping[str, Json]) -> None:
+        """A trial reported; the workers of one that may be stopped wait for the answer."""
+        trial = self._running.get(trial_id)
+        if trial is None or POINT not in result:
+            return
+        with self._guarded():
+            point = from_json(Point, result[POINT])
+            self._study.reported(trial.number, point)
+            if self._asha is not None and self._stoppable(trial):
+                self._desk.answer.remote(trial.number, self._asha.goes_on(trial, point))
+
+    def ended(self, trial_id: str, result: Mapping[str, Json] | None) -> None:
+        """A trial has ended. When the study is stopping it is left open, to be resumed."""
+        trial = self._running.pop(trial_id, None)
+        if trial is None or self.stopping:
+            return
+        self._idle = False
+        with self._guarded():
+            if result is not None and RESULT in result:
+                self._study.tell(trial.number, from_json(TrainResult, result[RESULT]))
+            else:
+                self._study.tell(trial.number, None, "the Tune trial died")

@@ -1,0 +1,236 @@
+"""The experiment as users write it: one frozen model, the same from Python and from YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from raymix.cluster.config import Cluster
+from raymix.core.errors import ConfigError
+from raymix.core.mixture import Unit
+from raymix.data.source import DatasetSpec
+from raymix.experiment.explain import explain
+from raymix.train.config import Training
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+class StudySettings(BaseModel):
+    """The study's name, its seed, and the folder that holds all that it writes."""
+
+    model_config = _FROZEN
+
+    name: str = "raymix"
+    seed: int = Field(0, ge=0)
+    output_dir: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """`output_dir`, or `runs/<name>`."""
+        return self.output_dir or f"runs/{self.name}"
+
+
+class MixtureSettings(BaseModel):
+    """What a searcher may propose: see `core.mixture` for what a weight means.
+
+    `budget` is of one training, in `unit`; "10M" and "12.5k" are understood. `prior`:
+    "proportional", "uniform" or shares by domain. `bounds`: lowest and highest share by domain.
+    `max_epochs`: how often a row may be seen, for all domains or by domain; None: no cap.
+    """
+
+    model_config = _FROZEN
+
+    unit: Unit = Unit.EXAMPLES
+    budget: int = Field(gt=0)
+    prior: Literal["proportional", "uniform"] | dict[str, float] = "proportional"
+    bounds: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    max_epochs: float | dict[str, float] | None = None
+    replacement: bool = False
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _amount(cls, value: Any) -> Any:
+        """Read "10M"."""
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"([\d_.,]+)\s*([kKmMbB]?)", value.strip())
+        if match is None:
+            raise ValueError(
+                f"budget must be a number such as 12800, '12.8k' or '10M', got {value!r}"
+            )
+        number = float(match[1].replace("_", "").replace(",", ""))
+        return int(number * _SUFFIXES.get(match[2].lower(), 1))
+
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _rows(cls, value: Any) -> Any:
+        return Unit.EXAMPLES if value == "rows" else value
+
+    @field_validator("bounds")
+    @classmethod
+    def _ordered(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in value.items():
+            if not 0 <= low <= high <= 1:
+                raise ValueError(
+                    f"bounds of '{name}' must be 0 <= low <= high <= 1, got {low}, {high}"
+                )
+        return value
+
+
+class SearcherSettings(BaseModel):
+    """One search method: `type` is its name in `raymix.search`, or `module:Class` of your own.
+
+    `num_trials` None: `search.num_trials`. `settings` are the searcher's own fields.
+    """
+
+    model_config = _FROZEN
+
+    type: str
+    name: str | None = None
+    num_trials: int | None = Field(None, ge=0)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, values: Any) -> Any:
+        """Accept a bare name, and the searcher's fields beside `type`."""
+        if isinstance(values, str):
+            return {"type": values}
+        if not isinstance(values, Mapping):
+            return values
+        own = {"type", "name", "num_trials", "settings"}
+        rest = {key: value for key, value in values.items() if key not in own}
+        kept = {key: value for key, value in values.items() if key in own}
+        return {**kept, "settings": {**kept.get("settings", {}), **rest}}
+
+
+class EarlyStopping(BaseModel):
+    """ASHA: of the trials that reach a rung, only the best 1/`reduction_factor` go on.
+
+    Rungs are fractions of the budget, from `grace`.
+    """
+
+    model_config = _FROZEN
+
+    scheduler: Literal["asha"] = "asha"
+    grace: float = Field(0.25, gt=0, lt=1)
+    reduction_factor: float = Field(3, gt=1)
+
+
+class ConfirmSettings(BaseModel):
+    """The `top_k` best mixtures and all baselines are trained again with `seeds` fresh seeds."""
+
+    model_config = _FROZEN
+
+    top_k: int = Field(3, ge=0)
+    seeds: int = Field(3, ge=0)
+
+
+class ObjectiveSettings(BaseModel):
+    """What is minimised; see `study.objective.Objective`."""
+
+    model_config = _FROZEN
+
+    aggregate: Literal["mean", "worst", "weighted"] = "mean"
+    weights: dict[str, float] = Field(default_factory=dict)
+    kl_to_prior: float = Field(0.0, ge=0)
+
+
+class SearchSettings(BaseModel):
+    """Which searchers run, on what objective. `num_trials` is of each searcher.
+
+    `baselines`: mixtures of your own, by name, beside uniform and proportional (which always run).
+    """
+
+    model_config = _FROZEN
+
+    searchers: tuple[SearcherSettings, ...] = (SearcherSettings(type="optuna"),)
+    num_trials: int = Field(12, ge=0)
+    baselines: dict[str, dict[str, float]] = Field(default_factory=dict)
+    objective: ObjectiveSettings = ObjectiveSettings()
+    constraints: tuple[str, ...] = ()
+    early_stopping: EarlyStopping | None = None
+    confirm: ConfirmSettings = ConfirmSettings()
+
+
+class TrackingSettings(BaseModel):
+    """Where runs are logged. `report_to`: "mlflow" or "none"."""
+
+    model_config = _FROZEN
+
+    report_to: Literal["mlflow", "none"] = "mlflow"
+    tracking_uri: str = "sqlite:///mlflow.db"
+    experiment_name: str = "raymix"
+
+
+class Experiment(BaseModel):
+    """Everything a study is made from.
+
+    Raises ConfigError, which names the key, for whatever does not fit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_name_or_path: str
+    datasets: tuple[DatasetSpec, ...]
+    mixture: MixtureSettings
+    study: StudySettings = StudySettings()
+    training: Training = Training()
+    search: SearchSettings = SearchSettings()
+    cluster: Cluster = Cluster()
+    tracking: TrackingSettings = TrackingSettings()
+    chat_template: str | None = None
+    max_overlap: float = Field(0.01, ge=0, le=1)
+    trust_remote_code: bool = False
+    cache_dir: str | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Experiment]) -> Experiment:
+        try:
+            experiment = handler(values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, Experiment)) from None
+        experiment._check_domains()
+        return experiment
+
+    def _check_domains(self) -> None:
+        """Refuse fewer than two domains, names that are unusable, and settings of unknown ones."""
+        names = [d.domain for d in self.datasets]
+        if not names:
+            raise ConfigError("datasets: at least one domain is needed")
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"datasets: domain '{name}' may hold letters, digits, '.', '_' and '-' only"
+                )
+            if names.count(name) > 1:
+                raise ConfigError(f"datasets: domain '{name}' is described twice")
+        mixture = self.mixture
+        named: dict[str, Any] = {"mixture.bounds": mixture.bounds}
+        if isinstance(mixture.prior, dict):
+            named["mixture.prior"] = mixture.prior
+        if isinstance(mixture.max_epochs, dict):
+            named["mixture.max_epochs"] = mixture.max_epochs
+        for key, value in named.items():
+            for name in value:
+                if name not in names:
+                    raise ConfigError(f"{key}: unknown domain '{name}'; known: {', '.join(names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the domains, in the order of every array [K]."""
+        return tuple(d.domain for d in self.datasets)

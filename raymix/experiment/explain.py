@@ -1,0 +1,61 @@
+"""Turns pydantic's errors into sentences that name the key, the value and the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for each thing that is wrong, in terms of the keys that a user writes."""
+    lines = []
+    for item in error.errors():
+        path = [part for part in item["loc"] if isinstance(part, int) or not _internal(part)]
+        lines.append(_line(dict(item), path, model))
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _internal(part: str) -> bool:
+    """Pydantic names the arms of a union in the path; users did not write those."""
+    return "[" in part or part in {"str", "int", "float", "none", "dict", "bool"}
+
+
+def _line(item: dict[str, Any], path: list[Any], model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in path)
+    if item["type"] == "extra_forbidden":
+        known = sorted(fields_at(model, path[:-1]))
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        return f"unknown key '{where}'; {hint}"
+    if item["type"] == "missing":
+        return f"missing key '{where}'"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return (
+        f"{where}: {message}, got {item['input']!r}"
+        if "got" not in message
+        else f"{where}: {message}"
+    )
+
+
+def fields_at(model: type[BaseModel], path: list[Any]) -> set[str]:
+    """The keys that are known at a path of keys and list places below `model`."""
+    current: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        found = (
+            _models(current.model_fields[part].annotation) if part in current.model_fields else []
+        )
+        if not found:
+            return set()
+        current = found[0]
+    return set(current.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models inside an annotation such as `tuple[X, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]

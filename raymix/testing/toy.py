@@ -1,0 +1,132 @@
+"""A problem with a known optimum that is evaluated in microseconds, without torch.
+
+The losses follow the data mixing law (arXiv:2403.16952): L_i(p) = c_i + k_i exp(-t_i . p), convex
+in the mixture p, with noise that two mixtures trained with one seed share in part, as in reality.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymix.core.job import Drawn, Point, Report, Spent, Stage, Status, TrainJob, TrainResult
+from raymix.core.mixture import Budget, Domain, Mixture, Space
+from raymix.core.simplex import Vector, project
+
+
+@dataclass(frozen=True)
+class Toy:
+    """K domains with floors `c` [K], heights `k` [K] and transfer `t` [K, K]; itself a Runner.
+
+    `t[i][j]` says how much training on domain j lowers the loss of domain i. The base model has
+    the loss c + k. `noise` is the standard deviation of one domain's loss over seeds, `shared` the
+    part of its variance that trainings with equal seeds have in common. `steps` points are
+    reported per training.
+    """
+
+    names: tuple[str, ...] = ("math", "code", "chat")
+    c: tuple[float, ...] = (0.4, 0.5, 0.6)
+    k: tuple[float, ...] = (2.0, 1.5, 1.0)
+    t: tuple[tuple[float, ...], ...] = ((6.0, 1.5, 0.0), (1.5, 4.0, 0.0), (0.0, 0.0, 9.0))
+    sizes: tuple[int, ...] = (1000, 3000, 6000)
+    noise: float = 0.0
+    shared: float = 0.75
+    steps: int = 4
+    test_shift: float = 0.05
+
+    def space(self, budget: int = 1000, max_epochs: float = float("inf")) -> Space:
+        """All mixtures of the domains, prior proportional, no bounds."""
+        rows = zip(self.names, self.sizes, strict=True)
+        domains = tuple(Domain(name, n, 10 * n, 5 * n) for name, n in rows)
+        size = len(self.names)
+        prior = Mixture.normalised(self.names, self.sizes)
+        caps = (max_epochs,) * size
+        return Space(domains, Budget(budget), prior, (0.0,) * size, (1.0,) * size, caps)
+
+    def losses(self, weights: Sequence[float] | Vector) -> Vector:
+        """Noise-free losses [K] after a whole training on `weights` [K], in nats per token."""
+        return self._after(np.asarray(weights, dtype=np.float64))
+
+    def mean_loss(self, mixture: Mixture) -> float:
+        """What the default objective minimises, without noise."""
+        return float(self.losses(mixture.ordered(self.names).weights).mean())
+
+    def optimum(self) -> Mixture:
+        """The mixture of least mean loss: projected gradient descent, exact as it is convex."""
+        t, k = np.array(self.t), np.array(self.k)
+        size = len(self.names)
+        p = np.full(size, 1 / size)
+        rate = 1.0 / float(np.max(k) * np.max(np.sum(t**2, axis=1)))
+        for _ in range(20_000):
+            gradient = -(k * np.exp(-t @ p)) @ t / size
+            p = project(p - rate * gradient, [0.0] * size, [1.0] * size)
+        return Mixture.normalised(self.names, p)
+
+    def run(self, jobs: Sequence[TrainJob], report: Report) -> Sequence[TrainResult]:
+        """Train each job (a formula), reporting its points; honours a request to stop."""
+        return [self._train(job, report) for job in jobs]
+
+    def _after(self, exposure: Vector) -> Vector:
+        found: Vector = np.array(self.c) + np.array(self.k) * np.exp(-np.array(self.t) @ exposure)
+        return found
+
+    def _train(self, job: TrainJob, report: Report) -> TrainResult:
+        if not job.stages:
+            return TrainResult(Status.DONE, self._metrics(job, np.zeros(len(self.names)), 1.0))
+        full = np.zeros(len(self.names))
+        total = sum(stage.budget.amount for stage in job.stages)
+        for stage in job.stages:
+            full += self._share(stage, total)
+        curve = []
+        status = Status.DONE
+        for step in range(1, self.steps + 1):
+            progress = step / self.steps
+            point = Point(step, progress, self._metrics(job, full, progress))
+            curve.append(point)
+            if not report(job.trial, point) and step < self.steps:
+                status = Status.STOPPED
+                break
+        done = curve[-1]
+        rows = int(total * done.progress)
+        return TrainResult(
+            status,
+            done.metrics,
+            tuple(curve),
+            realised=self._realised(full, rows),
+            mean_mixture=Mixture.normalised(self.names, full),
+            checkpoint=f"toy/trial-{job.trial}",
+            spent=Spent(done.step, rows, 10 * rows, 5 * rows, seconds=0.001 * rows),
+        )
+
+    def _share(self, stage: Stage, total: int) -> Vector:
+        share: Vector = stage.mixture.ordered(self.names).array() * stage.budget.amount / total
+        return share
+
+    def _realised(self, weights: Vector, rows: int) -> tuple[Drawn, ...]:
+        found = []
+        for name, share, size in zip(self.names, weights, self.sizes, strict=True):
+            n = round(share * rows)
+            epochs = n / size
+            found.append(Drawn(name, share, share, n, min(n, size), epochs, 10 * n, 5 * n))
+        return tuple(found)
+
+    def _metrics(self, job: TrainJob, exposure: Vector, progress: float) -> dict[str, float]:
+        clean = self._after(exposure * progress)
+        values = clean + (self._noise(job.seed, exposure) if job.stages else 0.0)
+        found = {f"eval/{n}/loss": float(v) for n, v in zip(self.names, values, strict=True)}
+        if job.test and progress == 1.0:
+            shifted = zip(self.names, values + self.test_shift, strict=True)
+            found |= {f"test/{n}/loss": float(v) for n, v in shifted}
+        return found
+
+    def _noise(self, seed: int, exposure: Vector) -> Vector:
+        """Noise [K]: a part by seed alone, a part by seed and mixture; pure, so runs repeat."""
+        size = len(self.names)
+        own = hashlib.sha256(exposure.round(12).tobytes()).digest()[:8]
+        common = np.random.default_rng([seed]).normal(size=size)
+        single = np.random.default_rng([seed, int.from_bytes(own, "big")]).normal(size=size)
+        mixed: Vector = np.sqrt(self.shared) * common + np.sqrt(1 - self.shared) * single
+        return self.noise * mixed

@@ -1,0 +1,98 @@
+"""How far a job has come: everything beside tensors that its result and its checkpoint hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from raymix.core.codec import decode, encode
+from raymix.core.job import Drawn, Json, Point, Spent
+from raymix.core.mixture import Mixture, Unit
+from raymix.core.simplex import Vector
+from raymix.data.batches import Item
+
+
+@dataclass
+class Course:
+    """A job's steps so far. `shares` [K] sums the mixture over steps; `drawn` is per ended stage."""
+
+    shares: Vector
+    step: int = 0
+    stage: int = 0
+    curve: list[Point] = field(default_factory=list)
+    drawn: list[tuple[Drawn, ...]] = field(default_factory=list)
+    spent: Spent = Spent()
+    checkpoint: str | None = None
+
+    def count(self, items: Sequence[Item], mixture: Mixture) -> None:
+        """Take in one optimizer step."""
+        self.step += 1
+        self.shares += mixture.array()
+        self.spent = replace(
+            self.spent,
+            steps=self.step,
+            rows=self.spent.rows + sum(len(item.rows) for item in items),
+            tokens=self.spent.tokens + sum(item.tokens for item in items),
+            loss_tokens=self.spent.loss_tokens + sum(item.loss_tokens for item in items),
+        )
+
+    def mean_mixture(self, names: tuple[str, ...]) -> Mixture | None:
+        """The mixture averaged over steps (of loss weights, in steps that had them)."""
+        return Mixture.normalised(names, self.shares) if self.step else None
+
+    def state(self, seconds: float) -> Json:
+        """Plain JSON; `seconds` is the time that the job has taken so far."""
+        return {
+            "step": self.step,
+            "stage": self.stage,
+            "shares": self.shares.tolist(),
+            "curve": [encode(point) for point in self.curve],
+            "drawn": [[encode(drawn) for drawn in stage] for stage in self.drawn],
+            "spent": encode(replace(self.spent, seconds=seconds)),
+        }
+
+    @classmethod
+    def restored(cls, state: Json) -> Course:
+        """The course that `state` was taken of."""
+        return cls(
+            shares=np.asarray(state["shares"], dtype=np.float64),
+            step=state["step"],
+            stage=state["stage"],
+            curve=[decode(Point, point) for point in state["curve"]],
+            drawn=[tuple(decode(Drawn, d) for d in stage) for stage in state["drawn"]],
+            spent=decode(Spent, state["spent"]),
+        )
+
+
+def joined(stages: Sequence[tuple[Drawn, ...]], units: Sequence[Unit]) -> tuple[Drawn, ...]:
+    """What entered the steps of all stages together, per domain.
+
+    Shares are in the stages' unit, in tokens where they differ. Every stage draws a domain's rows
+    in one order from its start, so the rows of the longer draw contain those of the shorter.
+    """
+    if len(stages) == 1:
+        return stages[0]
+    unit = units[0] if len(set(units)) == 1 else Unit.TOKENS
+    column = {Unit.EXAMPLES: "rows", Unit.TOKENS: "tokens", Unit.LOSS_TOKENS: "loss_tokens"}[unit]
+    amounts = [[float(getattr(drawn, column)) for drawn in stage] for stage in stages]
+    totals = [sum(stage) for stage in amounts]
+    whole = max(1.0, sum(totals))
+    result = []
+    for d, parts in enumerate(zip(*stages, strict=True)):
+        asked = sum(part.asked * total for part, total in zip(parts, totals, strict=True))
+        result.append(
+            Drawn(
+                domain=parts[0].domain,
+                asked=asked / whole,
+                share=sum(stage[d] for stage in amounts) / whole,
+                rows=sum(part.rows for part in parts),
+                unique_rows=max(part.unique_rows for part in parts),
+                epochs=sum(part.epochs for part in parts),
+                tokens=sum(part.tokens for part in parts),
+                loss_tokens=sum(part.loss_tokens for part in parts),
+                capped=any(part.capped for part in parts),
+            )
+        )
+    return tuple(result)
