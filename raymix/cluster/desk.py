@@ -63,6 +63,7 @@ class Desk:
         self._tickets: dict[int, _Ticket] = {}
         self._waiting: deque[int] = deque()
         self._groups: dict[str, _Group] = {}
+        self._resting: dict[str, asyncio.Event] = {}
         self._work = asyncio.Event()
         self._closed = False
 
@@ -86,6 +87,15 @@ class Desk:
         ticket = self._tickets.get(trial)
         if ticket is not None:
             ticket.settle(go_on)
+
+    async def rest(self, process: str) -> None:
+        """Wait for `wake` (a trial's process that has no trial yet)."""
+        if not self._closed:
+            await self._resting.setdefault(process, asyncio.Event()).wait()
+
+    async def wake(self, process: str) -> None:
+        """Let a resting process go."""
+        self._resting.setdefault(process, asyncio.Event()).set()
 
     async def arrive(self, pool: str) -> int:
         """A worker group has started (again); says which incarnation of its pool it is."""
@@ -190,4 +200,6 @@ class Desk:
         for ticket in self._tickets.values():
             ticket.events.put_nowait(CLOSED)
             ticket.settle(go_on=False)
+        for resting in self._resting.values():
+            resting.set()
         self._work.set()

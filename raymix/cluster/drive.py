@@ -33,6 +33,8 @@ class Drive:
         self._pools = room
         self._asha = asha
         self._running: dict[str, Trial] = {}
+        self._cold = room
+        self._resting: set[str] = set()
         self._idle = False
         self._closed = False
 
@@ -66,20 +68,39 @@ class Drive:
         """The next trial's configuration; WAIT: later; DONE: never."""
         if self.stopping:
             return Idle.DONE
+        if not self._running and self._cold == self._room:
+            return self._ask(trial_id)
+        if self._cold > 0:
+            # Trials need a process each, and Tune starts them one by one, too late, and would
+            # throw them away again while trials are short. So all are started with the workers.
+            self._cold -= 1
+            self._resting.add(trial_id)
+            return {"job": None, "stoppable": False}
         if self._idle or len(self._running) >= self._room:
             return Idle.WAIT
+        if self._resting and len(self._running) + len(self._resting) >= self._room:
+            self._desk.wake.remote(next(iter(self._resting)))
+            return Idle.WAIT
+        return self._ask(trial_id)
+
+    def _ask(self, trial_id: str) -> dict[str, Json] | Idle:
         with self._guarded():
             answer = self._study.ask()
             if isinstance(answer, Trial):
                 return self._launch(trial_id, answer)
             # The answer changes only when something is told, and proposing may be dear.
             self._idle = True
-            return answer
+            if answer is Idle.WAIT:
+                return answer
+        for resting in self._resting:
+            self._desk.wake.remote(resting)
         return Idle.DONE
 
     def _launch(self, trial_id: str, trial: Trial) -> dict[str, Json]:
         job = self._study.job(trial)
         self._study.started(trial.number)
+        if self._cold == self._room:
+            self._cold -= 1
         self._running[trial_id] = trial
         return {"job": to_json(job), "stoppable": self._stoppable(trial)}
 
@@ -99,6 +120,7 @@ class Drive:
 
     def ended(self, trial_id: str, result: Mapping[str, Json] | None) -> None:
         """A trial has ended. When the study is stopping it is left open, to be resumed."""
+        self._resting.discard(trial_id)
         trial = self._running.pop(trial_id, None)
         if trial is None or self.stopping:
             return

@@ -31,6 +31,8 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     # Tune's newer console output prints headings even when it is told to be silent.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A study never asks for more trials than there are pools.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
     # Ctrl-C is ours: Tune's handler would tell the user to resume with Tuner.restore.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }

@@ -17,15 +17,18 @@ class PoolTrial(tune.Trainable):
     """One trial at a time; the same actor is used for trial after trial.
 
     `config`: desk (its name), job (a TrainJob as JSON), stoppable. A result has `progress` in
-    percent of the budget and the point, or in the end the training's result, as JSON text.
+    percent of the budget and the point, or in the end the training's result, as JSON text. Without
+    a job the trial only starts the process, and ends when the desk wakes it.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Hand the job in."""
         self._desk = ray.get_actor(config["desk"])
-        job = json.loads(config["job"])
-        self._number = job["trial"]
-        ray.get(self._desk.submit.remote(job, config["stoppable"]))
+        self._number: int | None = None
+        if config["job"] is not None:
+            job = json.loads(config["job"])
+            self._number = job["trial"]
+            ray.get(self._desk.submit.remote(job, config["stoppable"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next trial in this process."""
@@ -34,6 +37,9 @@ class PoolTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Wait for the next report."""
+        if self._number is None:
+            ray.get(self._desk.rest.remote(self.trial_id))
+            return {PROGRESS: 100.0, "done": True}
         event: Json = ray.get(self._desk.next.remote(self._number))
         if POINT in event:
             point = event[POINT]

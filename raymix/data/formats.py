@@ -143,7 +143,7 @@ def _text(text: object) -> Example:
 
 
 def _alpaca(row: Row, layout: Layout) -> list[Message]:
-    """Instruction, then input on the next line (LLaMA-Factory's rule); old turns are learned too."""
+    """Instruction, then input on the next line (as LLaMA-Factory); old turns are learned too."""
     messages = []
     for pair in from_json_cell(row.get(layout.column("history"))) or ():
         if not isinstance(pair, list | tuple) or len(pair) != 2:

@@ -21,12 +21,12 @@ _DOMAIN = re.compile(r"[A-Za-z0-9_.-]+")
 class DatasetSpec(BaseModel):
     """One domain: where its rows lie, how they are written, what it is evaluated on.
 
-    `path`: a file, a glob, a folder (of data files or made by `save_to_disk`) or a hub id; `name`,
-    `revision`: the hub's subset and commit. `dataset_info` stands instead of `path`: LLaMA-Factory's
-    file and an entry of it, `data/dataset_info.json#alpaca_en`. `eval_split`, `test_split`: the name
-    of a split, or how many rows are taken out of train (a whole number, or a fraction below 1).
-    `type` None: each row's format is told by its keys. `columns`: raymix's name for a part of a
-    row, to the row's own name for it.
+    `path`: a file, a glob, a folder (of data files, or made by `save_to_disk`) or a hub id; `name`
+    and `revision`: the hub's subset and commit. `dataset_info` instead of `path`: LLaMA-Factory's
+    file and one of its entries, `data/dataset_info.json#alpaca_en`. `eval_split`, `test_split`:
+    a split's name, or how many rows are taken out of train (a whole number, or a fraction below
+    1). `type` None: each row's format is told by its keys. `columns`: raymix's name for a part of
+    a row, to the row's own name for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

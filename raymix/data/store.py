@@ -1,4 +1,4 @@
-"""The prepared rows of one domain's split: one memory-mapped Arrow file, shared by all processes."""
+"""The prepared rows of one domain's split: a memory-mapped Arrow file that all processes share."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from raymix.cluster.config import Cluster
+from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.core.errors import ConfigError
 from raymix.core.mixture import Unit
 from raymix.data.source import DatasetSpec
@@ -117,19 +117,6 @@ class SearcherSettings(BaseModel):
         return {**kept, "settings": {**kept.get("settings", {}), **rest}}
 
 
-class EarlyStopping(BaseModel):
-    """ASHA: of the trials that reach a rung, only the best 1/`reduction_factor` go on.
-
-    Rungs are fractions of the budget, from `grace`.
-    """
-
-    model_config = _FROZEN
-
-    scheduler: Literal["asha"] = "asha"
-    grace: float = Field(0.25, gt=0, lt=1)
-    reduction_factor: float = Field(3, gt=1)
-
-
 class ConfirmSettings(BaseModel):
     """The `top_k` best mixtures and all baselines are trained again with `seeds` fresh seeds."""
 
@@ -162,7 +149,7 @@ class SearchSettings(BaseModel):
     baselines: dict[str, dict[str, float]] = Field(default_factory=dict)
     objective: ObjectiveSettings = ObjectiveSettings()
     constraints: tuple[str, ...] = ()
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStopping = EarlyStopping()
     confirm: ConfirmSettings = ConfirmSettings()
 
 

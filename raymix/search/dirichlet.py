@@ -11,7 +11,7 @@ from raymix.core.errors import SearchError
 from raymix.core.mixture import Space
 from raymix.core.simplex import Vector
 from raymix.core.trial import History, Idle, Proposal
-from raymix.search.seen import seen
+from raymix.search.seen import key, trained
 
 _DRAWS = 1000
 _TRIES = 50
@@ -45,10 +45,11 @@ class Dirichlet:
         draws = rng.dirichlet(self._alpha(space), _DRAWS)
         low, high = np.asarray(space.lower), space.ceiling()
         allowed = np.all((draws >= low - _TOLERANCE) & (draws <= high + _TOLERANCE), axis=1)
+        asked = trained(space.names, history)
         # Allowed draws first, each group in its order: the first new one is taken.
         for draw in np.concatenate([draws[allowed], draws[~allowed]])[:_TRIES]:
             mixture = space.project(draw)
-            if not seen(mixture, history):
+            if key(mixture) not in asked:
                 return Proposal(mixture)
         return Idle.DONE
 

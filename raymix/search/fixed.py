@@ -9,7 +9,7 @@ import numpy as np
 from raymix.core.errors import SearchError
 from raymix.core.mixture import Mixture, Space
 from raymix.core.trial import History, Idle, Proposal
-from raymix.search.seen import seen
+from raymix.search.seen import key, trained
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Fixed:
         A mixture outside the bounds is proposed as it is: the study refuses it by name rather than
         train on something else than what the user wrote.
         """
+        asked = trained(space.names, history.own)
         for mixture in self.mixtures:
             ordered = mixture.ordered(space.names)
-            if not seen(ordered, history.own):
+            if key(ordered) not in asked:
                 return Proposal(ordered)
         return Idle.DONE

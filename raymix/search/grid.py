@@ -11,7 +11,7 @@ from raymix.core.errors import SearchError
 from raymix.core.mixture import Mixture, Space
 from raymix.core.simplex import lattice
 from raymix.core.trial import History, Idle, Proposal
-from raymix.search.seen import seen
+from raymix.search.seen import key, trained
 
 _MOST = 200_000
 _TOLERANCE = 1e-9
@@ -35,7 +35,8 @@ class Grid:
 
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
         """A random grid point that nothing in the history has trained on."""
-        left = [point for point in self.points(space) if not seen(point, history)]
+        asked = trained(space.names, history)
+        left = [point for point in self.points(space) if key(point) not in asked]
         return Proposal(left[int(rng.integers(len(left)))]) if left else Idle.DONE
 
     def points(self, space: Space) -> tuple[Mixture, ...]:

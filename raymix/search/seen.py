@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
+from collections.abc import Iterable, Sequence
 
 from raymix.core.mixture import Mixture
 from raymix.core.trial import RANKED, Proposal, Trial
 
-_TOLERANCE = 1e-6
+_DIGITS = 6
+
+Key = tuple[float, ...]
 
 
-def seen(mixture: Mixture, trials: Iterable[Trial]) -> bool:
-    """Whether one of `trials`, pending ones included, trains exactly on `mixture`.
+def key(mixture: Mixture) -> Key:
+    """Equal for mixtures that differ by float dust only; names must be in one order."""
+    return tuple(round(weight, _DIGITS) for weight in mixture.weights)
+
+
+def trained(names: Sequence[str], trials: Iterable[Trial]) -> frozenset[Key]:
+    """Keys of the mixtures that `trials`, pending ones included, train on.
 
     Trials with a budget, pool, reweighter, strategy parameter or start of their own train on
     something else, and so do unranked ones.
     """
-    target = mixture.array()
-    return any(
-        trial.role in RANKED
-        and _plain(trial.proposal)
-        and trial.mixture.names == mixture.names
-        and bool(np.allclose(trial.mixture.array(), target, atol=_TOLERANCE, rtol=0))
+    return frozenset(
+        key(trial.mixture.ordered(names))
         for trial in trials
+        if trial.role in RANKED and _plain(trial.proposal)
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from raymix.core.job import Drawn, Point, Report, Spent, Stage, Status, TrainJob, TrainResult
 from raymix.core.mixture import Budget, Domain, Mixture, Space
-from raymix.core.simplex import Vector, project
+from raymix.core.simplex import Vector
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,20 @@ class Toy:
         return float(self.losses(mixture.ordered(self.names).weights).mean())
 
     def optimum(self) -> Mixture:
-        """The mixture of least mean loss: projected gradient descent, exact as it is convex."""
-        t, k = np.array(self.t), np.array(self.k)
-        size = len(self.names)
-        p = np.full(size, 1 / size)
-        rate = 1.0 / float(np.max(k) * np.max(np.sum(t**2, axis=1)))
-        for _ in range(20_000):
-            gradient = -(k * np.exp(-t @ p)) @ t / size
-            p = project(p - rate * gradient, [0.0] * size, [1.0] * size)
-        return Mixture.normalised(self.names, p)
+        """The mixture of least mean loss; the problem is convex, so a local solver finds it."""
+        from scipy import optimize
+
+        t, k, size = np.array(self.t), np.array(self.k), len(self.names)
+        found = optimize.minimize(
+            lambda p: (k * np.exp(-t @ p)).mean(),
+            np.full(size, 1 / size),
+            jac=lambda p: -(k * np.exp(-t @ p)) @ t / size,
+            method="SLSQP",
+            bounds=[(0.0, 1.0)] * size,
+            constraints={"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like},
+            options={"ftol": 1e-14, "maxiter": 1000},
+        )
+        return Mixture.normalised(self.names, np.maximum(found.x, 0.0))
 
     def run(self, jobs: Sequence[TrainJob], report: Report) -> Sequence[TrainResult]:
         """Train each job (a formula), reporting its points; honours a request to stop."""

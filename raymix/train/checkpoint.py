@@ -36,7 +36,7 @@ def write(
     Raises:
         CheckpointError: it could not be written (disk full); nothing half-written is left.
     """
-    folder, draft = _folder(trial, step), trial / f".draft-{step}"
+    folder, draft = place(trial, step), trial / f".draft-{step}"
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -103,7 +103,8 @@ def tensors(folder: Path, name: str) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def _folder(trial: Path, step: int) -> Path:
+def place(trial: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` optimizer steps."""
     return trial / f"step-{step:08d}"
 
 

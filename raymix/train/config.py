@@ -80,7 +80,8 @@ class Setup:
 
     `models`: folder or hub id by name ("target", and proxies). `stores`: for each domain the
     prepared files of its splits (see `data.store`), `{"math": {"train": path, "eval": path}}`.
-    `output_dir`: checkpoints go to `<output_dir>/checkpoints/trial-<number>`.
+    `output_dir`: checkpoints go to `<output_dir>/checkpoints/trial-<number>`. `tokenizer` (folder
+    or hub id; None: the model's own) and `chat_template` (file) go into saved models.
     """
 
     models: Mapping[str, str]
@@ -88,3 +89,5 @@ class Setup:
     stores: Mapping[str, Mapping[str, str]]
     output_dir: str
     trust_remote_code: bool = False
+    tokenizer: str | None = None
+    chat_template: str | None = None

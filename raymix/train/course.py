@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,19 +12,19 @@ from raymix.core.codec import decode, encode
 from raymix.core.job import Drawn, Json, Point, Spent
 from raymix.core.mixture import Mixture, Unit
 from raymix.core.simplex import Vector
-from raymix.data.batches import Item
+from raymix.data.batches import Batches, Item
 
 
 @dataclass
 class Course:
-    """A job's steps so far. `shares` [K] sums the mixture over steps; `drawn` is per ended stage."""
+    """A job's steps so far: `shares` [K] sums the mixtures, `drawn` has the ended stages."""
 
     shares: Vector
     step: int = 0
     stage: int = 0
     curve: list[Point] = field(default_factory=list)
     drawn: list[tuple[Drawn, ...]] = field(default_factory=list)
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
     checkpoint: str | None = None
 
     def count(self, items: Sequence[Item], mixture: Mixture) -> None:
@@ -96,3 +97,13 @@ def joined(stages: Sequence[tuple[Drawn, ...]], units: Sequence[Unit]) -> tuple[
             )
         )
     return tuple(result)
+
+
+def expected_steps(batches: Batches) -> int:
+    """How many steps the stage takes if its mixture stays as it is; at least 1."""
+    sampler = batches.sampler
+    items = 0.0
+    for share, stream in zip(sampler.mixture.weights, sampler.streams, strict=True):
+        if share > 0:
+            items += share * sampler.budget.amount / float(np.mean(stream.load(0).sizes()))
+    return max(1, math.ceil(round(items, 6) / batches.size))

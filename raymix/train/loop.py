@@ -8,13 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
-from raymix.core.job import Json, Point, Spent, Status, TrainJob, TrainResult
+from raymix.core.job import (
+    Json,
+    Point,
+    Stage,
+    Status,
+    TrainJob,
+    TrainResult,
+)
+from raymix.core.mixture import Mixture
 from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
 from raymix.data.batches import Batches, Item
@@ -22,20 +31,23 @@ from raymix.data.sampler import Sampler
 from raymix.data.store import Table
 from raymix.train import checkpoint
 from raymix.train.config import Setup
-from raymix.train.course import Course, joined
+from raymix.train.course import Course, expected_steps, joined
 from raymix.train.evaluate import HeldOut, evaluate
 from raymix.train.measure import Window, loss_tokens, means, micro
 from raymix.train.model import Model
 from raymix.train.optim import adamw, clip, moments, rate, set_moments
 from raymix.train.pretrained import save, start_from
 from raymix.train.rng import random_state, restore_random_state
-from raymix.train.shard import together
+from raymix.train.shard import fill, together, whole
 from raymix.train.steer import Steering
 
 Report = Callable[[Point], bool]
 
 _NORMS_HELD = 50
 """On a GPU so many steps' gradient norms are looked at together: each look waits for the GPU."""
+
+_WIDTH = 64
+"""On a GPU widths are multiples of this: fewer shapes to compile for, and tiles that fit."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +64,34 @@ class Kit:
 class Run:
     """One job on its way. Every rank makes the same calls in the same order."""
 
-    def __init__(self, job: TrainJob, kit: Kit, report: Report, course: Course) -> None:
-        self.job, self.kit, self.report, self.course = job, kit, report, course
+    def __init__(self, job: TrainJob, kit: Kit, report: Report) -> None:
+        self.job, self.kit, self.report = job, kit, report
         self.model, self.world, self.training = kit.model, kit.model.world, kit.setup.training
-        self.window = Window(len(job.space.names), self.world.device)
-        self.norms: list[Tensor] = []
         self.begun = time.monotonic()
+        self.course = Course(np.zeros(len(job.space.names)))
+        self.window = Window(len(job.space.names), self.world.device)
+        self.batches: list[Batches] = []
+        self.lr = 0.0
+        self._norms: list[Tensor] = []
+        gpu = self.world.device.type == "cuda"
+        self._held_norms = _NORMS_HELD if gpu else 1
+        self._width = _WIDTH if gpu else 1
         self.folder = Path(kit.setup.output_dir) / "checkpoints" / f"trial-{job.trial}"
-        plain = [encode(replace(job, attempt=0)), kit.setup.models[job.model]]
-        self.fingerprint = fingerprint(*plain, encode(kit.setup.stores), _what(self.training))
+        self.fingerprint = _identity(job, kit.setup)
 
     def run(self) -> TrainResult:
         """Train, evaluate, save; the same result on every rank."""
         saved = self._begin()
         for number in range(self.course.stage, len(self.job.stages)):
             if not self._stage(number, saved):
-                return self._result(Status.STOPPED)
+                return self.result(Status.STOPPED)
             saved = None
         if self.job.stages and self.training.save_steps:
-            self._save({})
-        self._report(1.0, {}, final=True)
+            self._save()
+        self._report(1.0, evaluate(self.model, self.kit.held), final=True)
         if self.job.save is not None:
-            tokenizer = self.kit.setup.models[self.job.model]
-            save(self.model, Path(self.job.save), tokenizer, self.kit.setup.trust_remote_code)
-        return self._result(Status.DONE)
+            save(self.model, Path(self.job.save), self.kit.setup)
+        return self.result(Status.DONE)
 
     def _begin(self) -> Json | None:
         """Set model, optimizer and seeds; go on from a checkpoint where this trial left one."""
@@ -86,44 +102,246 @@ class Run:
         set_seed((job.seed + self.world.rank) % 2**32)
         self.optimizer = adamw(self.model.parameters, self.training)
         self.model.module.train()
-        self.batches = [self._batches(number) for number in range(len(job.stages))]
+        self.batches = [self._batches(stage) for stage in job.stages]
         self.steps = [expected_steps(batches) for batches in self.batches]
         return self._resume()
 
-    def _batches(self, number: int) -> Batches:
-        training, stage = self.training, self.job.stages[number]
+    def _batches(self, stage: Stage) -> Batches:
+        training = self.training
         pack = training.max_length if training.packing else None
         sampler = Sampler(self.kit.train, self.job.space, stage, self.job.seed, pack)
-        per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        return Batches(sampler, per_step * self.world.size)
+        per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        return Batches(sampler, per_rank * self.world.size)
 
     def _stage(self, number: int, saved: Json | None) -> bool:
-        """Spend one stage's budget; False when the report's answer was to stop."""
-        job, stage, training = self.job, self.job.stages[number], self.training
-        batches, course = self.batches[number], self.course
+        """Spend one stage's budget; False when the answer to a report was to stop."""
+        job, stage, course = self.job, self.job.stages[number], self.course
+        batches = self.batches[number]
         steering = Steering(stage.reweighter, job.space, self.world)
-        if saved is not None:
+        if saved is None:
+            _move(batches, steering.start(job.space, self.steps[number], job.seed))
+        else:
             batches.restore(saved["batches"])
             steering.restore(saved["steering"])
-        else:
-            _steer(batches, steering.start(job.space, self.steps[number], job.seed))
         while True:
-            progress = self._progress(number)
-            lr = stage.learning_rate or training.learning_rate
-            lr *= rate(training, progress, course.step, sum(self.steps))
+            self.lr = self._rate(number)
             mixture = batches.mixture
             items = batches.next_step()
             if not items:
                 break
-            self._step(items, lr, steering)
+            self._step(items, steering)
             course.count(items, steering.loss_weights or mixture)
-            ended = batches.progress >= 1.0
-            reports = not ended and _every(training.eval_steps, course.step)
-            validation = None
-            if reports or (steering.due(course.step) and steering.needs(Signal.VALIDATION_LOSS)):
-                validation = evaluate(self.model, self.kit.held)
+            self._watch()
+            reports = batches.progress < 1.0 and _every(self.training.eval_steps, course.step)
+            losses = None
+            if reports or steering.wants(Signal.VALIDATION_LOSS, course.step):
+                losses = evaluate(self.model, self.kit.held)
             if steering.due(course.step):
-                _steer(batches, steering.update(course.step, lr, mixture, validation))
-            go_on = True
-            if reports:
-                shares = 
+                _move(batches, steering.update(course.step, self.lr, mixture, losses))
+            goes_on = not reports or self._report(self._progress(number), losses)
+            if self._saves(batches) or (self.training.save_steps and not goes_on):
+                self._save(batches, steering)
+            if not goes_on:
+                return False
+        course.drawn.append(batches.realised())
+        course.stage += 1
+        return True
+
+    def _rate(self, number: int) -> float:
+        """The learning rate of the step that comes next."""
+        factor = rate(self.training, self._progress(number), self.course.step, sum(self.steps))
+        return factor * (self.job.stages[number].learning_rate or self.training.learning_rate)
+
+    def _progress(self, number: int) -> float:
+        """Share of the job's budget spent, 0 to 1; stages count by their expected steps."""
+        done = sum(self.steps[:number]) + self.batches[number].progress * self.steps[number]
+        return done / sum(self.steps)
+
+    def _step(self, items: list[Item], steering: Steering) -> None:
+        """One optimizer step on `items`, which are those of all ranks.
+
+        Every rank takes its contiguous part of each micro-batch and runs the same number of passes,
+        on nothing where its part is empty: FSDP2 waits for all. Losses are divided by counts over
+        the whole step, so the gradient does not depend on how the step is cut up.
+        """
+        training, world = self.training, self.world
+        tokens = loss_tokens(items, len(self.kit.train))
+        scale = steering.scale(tokens)
+        windows = [self.window, *steering.windows]
+        part = training.per_device_train_batch_size
+        for first in range(0, len(items), part * world.size):
+            mine = first + part * world.rank
+            batch = micro(
+                items[mine : mine + part], self.kit.train, scale, world.device, self._width
+            )
+            losses = self.model.losses(batch)
+            torch.autograd.backward((losses * batch.scale).sum())
+            for window in windows:
+                window.add(batch, losses)
+        for window in windows:
+            window.count(tokens)
+        self._norms.append(clip(self.model.parameters.values(), training.max_grad_norm, world))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _watch(self, now: bool = False) -> None:
+        """Stop a training that has gone to NaN; all ranks see the same norms.
+
+        Raises:
+            TrainingError: says at which step.
+        """
+        if not self._norms or not (now or len(self._norms) >= self._held_norms):
+            return
+        norms = torch.stack(self._norms).tolist()
+        first = self.course.step - len(norms) + 1
+        self._norms.clear()
+        for step, norm in enumerate(norms, start=first):
+            if not math.isfinite(norm):
+                raise TrainingError(
+                    f"the gradient of step {step} is {norm} (learning rate {self.lr:.3g}); "
+                    "lower learning_rate or look for broken rows"
+                )
+
+    def _report(self, progress: float, losses: Vector | None, final: bool = False) -> bool:
+        """Report a point; False when rank 0 is told to stop. A collective call."""
+        assert losses is not None
+        self._watch(now=True)
+        names, course = self.job.space.names, self.course
+        sums, tokens = self.window.sums(self.world), self.window.tokens
+        metrics = dict(zip((f"eval/{name}/loss" for name in names), losses.tolist(), strict=True))
+        if tokens.any():
+            metrics["train/loss"] = float(sums.sum() / tokens.sum())
+            metrics["train/lr"] = self.lr
+            metrics |= _present("train/{}/loss", names, means(sums, tokens))
+        if self.job.stages:
+            number = min(course.stage, len(self.job.stages) - 1)
+            shares = self.batches[number].mixture.array()
+            metrics |= _present("mix/{}/share", names, shares)
+        if final:
+            metrics |= self._verdict()
+        self.window.clear()
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(f"{bad[0]} is {metrics[bad[0]]} after step {course.step}")
+        point = Point(course.step, progress, metrics)
+        course.curve.append(point)
+        return self.world.told(self.report(point) if self.world.first else True)
+
+    def _verdict(self) -> dict[str, float]:
+        """What only the last point has: the realised mixture, and the test split where asked."""
+        names, metrics = self.job.space.names, {}
+        if self.course.drawn:
+            drawn = joined(self.course.drawn, [stage.budget.unit for stage in self.job.stages])
+            metrics = {f"mix/{part.domain}/realised": part.share for part in drawn}
+        if self.kit.test is not None:
+            metrics |= _present("test/{}/loss", names, evaluate(self.model, self.kit.test))
+        return metrics
+
+    def _saves(self, batches: Batches) -> bool:
+        """Whether a checkpoint is due; the one at the very end is written by `run`."""
+        return batches.progress < 1.0 and _every(self.training.save_steps, self.course.step)
+
+    def _save(self, batches: Batches | None = None, steering: Steering | None = None) -> None:
+        """Write a checkpoint, between two steps; a collective call."""
+        self._watch(now=True)
+        world = self.world
+        state = {
+            "job": self.fingerprint,
+            "course": self.course.state(self._seconds()),
+            "window": self.window.state(world),
+            "lr": self.lr,
+            "random": world.gathered(random_state(world.device)),
+            "batches": batches and batches.state(),
+            "steering": steering and steering.state(),
+        }
+        tensors = {
+            "model": {name: whole(p) for name, p in self.model.parameters.items()},
+            "optimizer": moments(self.optimizer, self.model.parameters),
+        }
+        with together(world):
+            if world.first:
+                checkpoint.write(self.folder, self.course.step, state, tensors)
+        self.course.checkpoint = str(checkpoint.place(self.folder, self.course.step))
+
+    def _resume(self) -> Json | None:
+        """Take up the newest whole checkpoint of this very job; None: there is none."""
+        world, saved, weights, slots = self.world, None, {}, {}
+        with together(world):
+            found = checkpoint.newest(self.folder, self.fingerprint) if world.first else None
+            if found is not None:
+                saved = checkpoint.read(found)
+                weights = checkpoint.tensors(found, "model")
+                slots = checkpoint.tensors(found, "optimizer")
+        saved = world.told(saved)
+        if saved is None:
+            return None
+        for name, parameter in self.model.parameters.items():
+            fill(parameter, weights.get(name), world)
+        names = world.told(sorted(slots))
+        set_moments(self.optimizer, self.model.parameters, slots, names, world)
+        self.course = Course.restored(saved["course"])
+        self.course.checkpoint = str(checkpoint.place(self.folder, self.course.step))
+        self.window.restore(saved["window"], world)
+        self.lr = saved["lr"]
+        if len(saved["random"]) == world.size:
+            restore_random_state(saved["random"][world.rank], world.device)
+        return saved if saved["batches"] is not None else None
+
+    def _seconds(self) -> float:
+        """Wall time that the job has taken, over all deliveries."""
+        return self.course.spent.seconds + time.monotonic() - self.begun
+
+    def result(self, status: Status, error: str = "") -> TrainResult:
+        """What the job has found so far."""
+        course, seconds = self.course, self._seconds()
+        gpus = self.world.size if self.world.device.type == "cuda" else 0
+        units = [stage.budget.unit for stage in self.job.stages]
+        drawn = [*course.drawn, *(b.realised() for b in self.batches[course.stage :][:1])]
+        return TrainResult(
+            status,
+            metrics=course.curve[-1].metrics if course.curve else {},
+            curve=tuple(course.curve),
+            realised=joined(drawn, units) if drawn else (),
+            mean_mixture=course.mean_mixture(self.job.space.names),
+            checkpoint=course.checkpoint,
+            spent=replace(course.spent, seconds=seconds, gpu_seconds=gpus * seconds),
+            error=error,
+        )
+
+
+def _move(batches: Batches, mixture: Mixture | None) -> None:
+    if mixture is not None:
+        batches.set_mixture(mixture)
+
+
+def _every(steps: int | None, step: int) -> bool:
+    return steps is not None and step % steps == 0
+
+
+def _present(name: str, domains: Sequence[str], values: Vector) -> dict[str, float]:
+    """Metrics of the domains that have a value."""
+    pairs = zip(domains, values.tolist(), strict=True)
+    return {name.format(domain): value for domain, value in pairs if not math.isnan(value)}
+
+
+def _identity(job: TrainJob, setup: Setup) -> str:
+    """Fingerprint of what a checkpoint must have been made by, to be gone on from.
+
+    How the work is cut up and how often it is saved may differ between two deliveries.
+    """
+    what = setup.training.model_dump(mode="json", exclude=_HOW)
+    stores = {domain: dict(paths) for domain, paths in setup.stores.items()}
+    return fingerprint(encode(replace(job, attempt=0)), setup.models[job.model], stores, what)
+
+
+_HOW = {
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "torch_compile",
+    "attn_implementation",
+    "save_steps",
+}

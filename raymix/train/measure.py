@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +61,22 @@ def micro(
         rows, columns = np.nonzero(following != IGNORED)
         index, targets = rows * width + columns, following[rows, columns]
         domains = batch.domains[rows]
-    arrays = (ids, positions, index, targets, domains, scale[domains])
-    return Micro(*(None if a is None else torch.from_numpy(a).to(device) for a in arrays))
+
+    def put(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Micro(
+        put(ids),
+        None if positions is None else put(positions),
+        put(index),
+        put(targets),
+        put(domains),
+        put(scale[domains]),
+    )
 
 
 class Window:
-    """Loss summed per domain since the last `clear`: sums on the device, counts known beforehand."""
+    """Loss summed per domain since `clear`: sums on the device, counts known beforehand."""
 
     def __init__(self, domains: int, device: torch.device) -> None:
         self._sums = torch.zeros(domains, dtype=torch.float64, device=device)
@@ -90,10 +101,8 @@ class Window:
     def restore(self, state: Json, world: World) -> None:
         """Go on from `state`; with another number of ranks, rank 0 carries all sums."""
         ranks = np.asarray(state["sums"], dtype=np.float64)
-        if len(ranks) == world.size:
-            sums = ranks[world.rank]
-        else:
-            sums = ranks.sum(axis=0) * world.first
+        same = len(ranks) == world.size
+        sums = ranks[world.rank] if same else ranks.sum(axis=0) * world.first
         self._sums.copy_(torch.from_numpy(sums))
         self.tokens = np.asarray(state["tokens"], dtype=np.float64)
 
@@ -105,7 +114,9 @@ class Window:
 
 def means(sums: Vector, tokens: Vector) -> Vector:
     """`sums / tokens` [K], nats per token; NaN where there are no tokens."""
-    return np.divide(sums, tokens, out=np.full(len(sums), np.nan), where=tokens > 0)
+    mean = np.full(len(sums), np.nan)
+    mean[tokens > 0] = sums[tokens > 0] / tokens[tokens > 0]
+    return mean
 
 
 def loss_tokens(items: Sequence[Item], domains: int) -> Vector:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raymix.core.errors import TrainingError
 from raymix.train.measure import Micro
 from raymix.train.shard import World, fill, local
 

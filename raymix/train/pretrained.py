@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from raymix.core.errors import CheckpointError, TrainingError
 from raymix.train import checkpoint
-from raymix.train.config import Training
+from raymix.train.config import Setup, Training
 from raymix.train.model import Model, core, plain_name
 from raymix.train.shard import World, fill, split, together, whole
 
@@ -51,9 +52,13 @@ def load(path: str, training: Training, world: World, *, lora: bool, trust: bool
                 )
                 module = _adapted(module, training) if lora else module
     inner = core(module)
+    inner.tie_weights()  # meta-device loading takes tied weights apart
     inner.config.use_cache = False
     if training.gradient_checkpointing:
-        inner.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # transformers 5.23 renames this; the old name is the one that all of 5 has.
+            warnings.simplefilter("ignore", FutureWarning)
+            inner.gradient_checkpointing_enable({"use_reentrant": False})
     blocks = _blocks(inner)
     if training.torch_compile:
         for block in blocks:
@@ -113,7 +118,10 @@ def _adapted(module: Any, training: Training) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(module, config)
+    with warnings.catch_warnings():
+        # peft 0.21 asks the model a question that has a newer name in transformers 5.23.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(module, config)
 
 
 def _blocks(inner: Any) -> list[nn.Module]:
@@ -177,7 +185,7 @@ def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
     return found
 
 
-def save(model: Model, folder: Path, tokenizer: str, trust: bool) -> None:
+def save(model: Model, folder: Path, setup: Setup) -> None:
     """Write `model` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
 
     Full weights in the dtype that the base came in, or the adapters alone where there are some;
@@ -201,7 +209,7 @@ def save(model: Model, folder: Path, tokenizer: str, trust: bool) -> None:
             draft.mkdir(parents=True)
             inner.config.use_cache, inner.config.dtype = True, model.dtype
             cast(Any, model.module).save_pretrained(draft, state_dict=weights)
-            AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust).save_pretrained(draft)
+            _tokenizer(model.path, setup).save_pretrained(draft)
             shutil.rmtree(folder, ignore_errors=True)
             draft.replace(folder)
         except (OSError, SafetensorError) as error:
@@ -209,6 +217,15 @@ def save(model: Model, folder: Path, tokenizer: str, trust: bool) -> None:
             raise CheckpointError(f"cannot save the model to {folder}: {error}") from error
         finally:
             inner.config.use_cache, inner.config.dtype = False, torch.float32
+
+
+def _tokenizer(path: str, setup: Setup) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(
+        setup.tokenizer or path, trust_remote_code=setup.trust_remote_code
+    )
+    if setup.chat_template is not None:
+        tokenizer.chat_template = Path(setup.chat_template).read_text()
+    return tokenizer
 
 
 @contextmanager

@@ -134,13 +134,15 @@ def split(module: nn.Module, blocks: Iterable[nn.Module], world: World, bf16: bo
 
 def local(tensor: Tensor) -> Tensor:
     """The part of `tensor` that this rank holds, sharing its memory."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of `tensor`, in host memory; a collective call where it is sharded."""
-    full = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-    return full.cpu()
+    with torch.no_grad():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        return full.cpu()
 
 
 def fill(target: Tensor, source: Tensor | None, world: World) -> None:

@@ -44,9 +44,17 @@ class Steering:
         """Whether an update follows optimizer step number `step` (the first is 1)."""
         return self.reweighter is not None and step % self.reweighter.every == 0
 
-    def needs(self, signal: Signal) -> bool:
-        """Whether the reweighter asks for `signal`."""
+    def wants(self, signal: Signal, step: int) -> bool:
+        """Whether the reweighter asks for `signal` after optimizer step number `step`."""
+        return self.due(step) and self._needs(signal)
+
+    def _needs(self, signal: Signal) -> bool:
         return self.reweighter is not None and signal in self.reweighter.needs
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """What must be told of each pass: the signals' window, where someone looks at it."""
+        return () if self.reweighter is None else (self.window,)
 
     def update(
         self, step: int, lr: float, mixture: Mixture, validation: Vector | None
@@ -57,9 +65,9 @@ class Steering:
         """
         assert self.reweighter is not None
         values = {}
-        if self.needs(Signal.DOMAIN_LOSS):
+        if self._needs(Signal.DOMAIN_LOSS):
             values[Signal.DOMAIN_LOSS] = means(self.window.sums(self._world), self.window.tokens)
-        if validation is not None:
+        if validation is not None and self._needs(Signal.VALIDATION_LOSS):
             values[Signal.VALIDATION_LOSS] = validation
         signals = Signals(step, lr, mixture, self.window.tokens.copy(), values)
         self.window.clear()

@@ -1,0 +1,138 @@
+"""The command line: `raymix check | preview | plan | tune | status | report | export | train`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raymix.core.errors import ConfigError, RaymixError
+
+app = typer.Typer(
+    help="Finds the mixture of supervised fine-tuning data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(soft_wrap=False)
+errors = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="The experiment's YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides, such as search.num_trials=8.")
+]
+Folder = Annotated[Path, typer.Argument(help="The study's folder (study.output_dir).")]
+Weights = Annotated[str, typer.Option(help="Shares by domain, such as math=.5,code=.3,chat=.2.")]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Print an expected error as one message and exit with 1."""
+    try:
+        yield
+    except RaymixError as error:
+        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check the experiment: keys, data, templates, masks, caps. Trains nothing."""
+    with _told():
+        from raymix.experiment.build import plan, prepare, space
+        from raymix.experiment.load import load
+        from raymix.report.contract import prepared_table
+
+        experiment = load(config, overrides or ())
+        prepared = prepare(experiment)
+        plan(experiment, space(experiment, prepared.domains))
+        console.print(prepared_table(prepared))
+        console.print("[green]ok[/]: this experiment can be run")
+
+
+@app.command()
+def preview(config: Config, overrides: Overrides = None, weights: Weights = "") -> None:
+    """Show what a mixture will realise per domain: share, rows, epochs, tokens, what binds."""
+    with _told():
+        from raymix.experiment.build import prepare
+        from raymix.experiment.load import load
+        from raymix.experiment.preview import preview as foresee
+        from raymix.report.contract import preview_table
+
+        experiment = load(config, overrides or ())
+        prepared = prepare(experiment)
+        console.print(preview_table(foresee(experiment, prepared, _mixture(weights))))
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """Say how many trainings, how many tokens and about how long, without a GPU."""
+    with _told():
+        from raymix.experiment.estimate import estimate
+        from raymix.experiment.load import load
+        from raymix.report.contract import estimate_table
+
+        console.print(estimate_table(estimate(load(config, overrides or ()))))
+
+
+@app.command()
+def tune(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the study in its folder.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check and plan; train nothing.")] = False,
+) -> None:
+    """Search for the mixture."""
+    if dry_run:
+        check(config, overrides)
+        plan(config, overrides)
+        return
+    with _told():
+        from raymix.experiment.load import load
+
+        experiment = load(config, overrides or ())
+        try:
+            show(experiment_tune(experiment, resume))
+        except KeyboardInterrupt:
+            again = " ".join(["raymix tune", str(config), *(overrides or ()), "--resume"])
+            errors.print(f"\nstopped; the history is whole. Go on with: [bold]{again}[/]")
+            raise typer.Exit(130) from None
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """Say how far a study is and what is best so far."""
+    with _told():
+        from raymix.report.table import status_table
+        from raymix.study.record import read
+
+        console.print(status_table(read(folder)))
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _mixture(weights: str):  # type: ignore[no-untyped-def]
+    from raymix.core.mixture import Mixture
+
+    if not weights:
+        return None
+    shares = {}
+    for part in weights.split(","):
+        name, equals, share = part.partition("=")
+        try:
+            shares[name.strip()] = float(share)
+        except ValueError:
+            raise ConfigError(f"--weights: '{part}' is not domain=share") from None
+    return Mixture.of(shares)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

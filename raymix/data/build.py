@@ -1,0 +1,154 @@
+"""Makes the tables that the cache lacks; loads transformers, so `prepare` runs it as a process.
+
+The order comes on stdin as JSON, the answer goes into the file that is named first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+
+from raymix.core.codec import fingerprint
+from raymix.core.errors import DataError, RaymixError
+from raymix.core.job import Json
+from raymix.data.chat import chat_of
+from raymix.data.content import content_hash
+from raymix.data.encode import Encoder, load_tokenizer
+from raymix.data.keys import domain_keys, fix_commit, known_commit, plans, template_text
+from raymix.data.locate import Hub, Plan, Source
+from raymix.data.overlap import shared_rows, with_overlap
+from raymix.data.prepared import Part, Prepared, load_part, prepared_folder, save
+from raymix.data.rows import Placed, hub_commit, read_rows
+from raymix.data.source import DataSpec
+from raymix.data.tokenise import Progress, Tokeniser
+
+
+def build(spec: DataSpec, progress: Progress) -> Prepared:
+    """Tokenise what of `spec` is not in the cache, and keep it there.
+
+    Raises:
+        ConfigError, DataError: Something is missing, unreadable, or has nothing to learn.
+    """
+    cache = spec.cache()
+    found = plans(spec)
+    _fix_hub(found, cache)
+    tokeniser = _tokeniser(spec, progress)
+    keys = domain_keys(spec, found)
+    if keys is None:
+        raise DataError(f"the tokenizer '{spec.tokenizer}' left no files in the hub's cache")
+    parts = [_part(tokeniser, p, cache, key) for p, key in zip(found, keys, strict=True)]
+    whole = fingerprint(*keys)
+    folder = prepared_folder(cache, whole)
+    prepared = Prepared(whole, str(folder), with_overlap(parts), shared_rows(parts))
+    folder.mkdir(parents=True, exist_ok=True)
+    save(prepared, folder)
+    return prepared
+
+
+def _tokeniser(spec: DataSpec, progress: Progress) -> Tokeniser:
+    cache = spec.cache()
+
+    def read(source: Source) -> Iterable[Placed]:
+        return read_rows(source, known_commit(source, cache) if isinstance(source, Hub) else None)
+
+    tokenizer = load_tokenizer(spec.tokenizer, trust_remote_code=spec.trust_remote_code)
+    chat = chat_of(tokenizer, template_text(spec), assistant_only=spec.assistant_only_loss)
+    return Tokeniser(chat, Encoder(tokenizer, spec.max_length), read, spec.seed, progress)
+
+
+def _fix_hub(found: Iterable[Plan], cache: Path) -> None:
+    for plan in found:
+        for source in (plan.train, plan.eval, plan.test):
+            if isinstance(source, Hub) and known_commit(source, cache) is None:
+                fix_commit(source, hub_commit(source), cache)
+
+
+def _part(tokeniser: Tokeniser, plan: Plan, cache: Path, key: str) -> Part:
+    """The domain's tables from the cache, or made and put there."""
+    folder = cache / "tables" / key
+    known = load_part(folder, cache)
+    if known is not None:
+        return known
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    try:
+        counts = tokeniser.write(plan, scratch)
+        part = Part(
+            domain=plan.domain,
+            paths={split: str(folder / f"{split}.arrow") for split in counts},
+            checks={split: content_hash(scratch / f"{split}.arrow", cache) for split in counts},
+            counts=counts,
+            sample=tokeniser.sample(scratch),
+        )
+        save(part, scratch)
+        _put(scratch, folder, cache)
+    except OSError as error:
+        raise DataError(f"cannot write prepared data to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return part
+
+
+def _put(made: Path, folder: Path, cache: Path) -> None:
+    """Rename `made` to `folder`; where another process was faster, its equal tables stay.
+
+    Damaged tables are first renamed away: who has them open keeps reading what was there.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            made.rename(folder)
+        except OSError:
+            if load_part(folder, cache) is not None:
+                return
+            if not folder.exists():
+                raise
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+            # Another process may do the same now; then there is nothing left to rename.
+            with contextlib.suppress(OSError):
+                folder.rename(old / "damaged")
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            return
+    raise DataError(f"cannot put prepared data into {folder}: another process keeps damaging it")
+
+
+_ATTEMPTS = 5
+
+
+def main() -> None:
+    """Carry out the order on stdin."""
+    order = json.load(sys.stdin)
+    answer: Json
+    try:
+        answer = {"fingerprint": _make(DataSpec.model_validate(order["spec"]), order["quiet"])}
+    except RaymixError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _make(spec: DataSpec, quiet: bool) -> str:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    live = console.is_terminal and not quiet
+    with console.status("tokenising") if live else nullcontext() as status:
+
+        def progress(domain: str, split: str, rows: int) -> None:
+            if status is not None:
+                status.update(f"tokenising {domain} {split}: {rows:,} rows")
+
+        prepared = build(spec, progress)
+    if not quiet:
+        for part in prepared.parts:
+            console.print(f"prepared {part.summary()}", highlight=False, soft_wrap=True)
+    return prepared.fingerprint
+
+
+if __name__ == "__main__":
+    main()

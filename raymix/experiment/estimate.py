@@ -1,0 +1,124 @@
+"""How much a study will train and about how long it takes; needs no GPU and loads no model."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raymix.core.job import Spent, Status
+from raymix.data.prepare import Prepared
+from raymix.data.store import open_table
+from raymix.experiment.build import plan, prepare, space
+from raymix.experiment.config import Experiment
+from raymix.experiment.preview import preview
+from raymix.study.plan import baselines
+from raymix.study.record import read
+
+GPU_RATE = 4e14
+"""A guess: 40% of an H100's dense bf16 peak (989 TFLOP/s), in FLOP/s."""
+CPU_RATE = 3e10
+"""A guess for one core and a small model, in FLOP/s."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study amounts to.
+
+    `trainings` by what they are for; `tokens` (train) and `eval_tokens` of one training; `seconds`
+    for the whole study on `pools` pools, None where the model's size is unknown; `basis` says in
+    words what the time rests on.
+    """
+
+    trainings: dict[str, int]
+    tokens: int
+    eval_tokens: int
+    parameters: int | None
+    pools: int
+    seconds: float | None
+    basis: str
+
+    @property
+    def total(self) -> int:
+        """Trainings in all."""
+        return sum(self.trainings.values())
+
+
+def estimate(experiment: Experiment, rate: float | None = None, pools: int = 1) -> Estimate:
+    """Count trainings and tokens, and estimate the time.
+
+    Args:
+        experiment: what is to be run.
+        rate: FLOP/s that one worker reaches; None: what this study's own history shows, or else a
+            guess by the kind of device.
+        pools: worker groups at once where `cluster.pools` does not say.
+    """
+    prepared = prepare(experiment)
+    study = plan(experiment, space(experiment, prepared.domains))
+    bases = len(baselines(study))
+    trainings = {"baselines": bases}
+    trainings |= {method.name: method.num_trials for method in study.methods}
+    trainings["confirmations"] = (study.confirm.top_k + bases) * study.confirm.seeds
+    drawn = preview(experiment, prepared)
+    tokens = sum(d.tokens for d in drawn.drawn)
+    evaluations = 1 + (drawn.steps // (experiment.training.eval_steps or math.inf))
+    eval_tokens = int(evaluations * _eval_tokens(experiment, prepared))
+    size = parameters(experiment.model_name_or_path)
+    flops = None
+    if size is not None:
+        backward = 8 if experiment.training.gradient_checkpointing else 6
+        flops = size * (backward * tokens + 2 * eval_tokens)
+    held = experiment.cluster.pools or pools
+    rounds = math.ceil(sum(trainings.values()) / held)
+    each, basis = _each(experiment, flops, rate)
+    seconds = None if each is None else rounds * each
+    return Estimate(trainings, tokens, eval_tokens, size, held, seconds, basis)
+
+
+def _each(
+    experiment: Experiment, flops: float | None, rate: float | None
+) -> tuple[float | None, str]:
+    """Seconds of one training, and what they rest on."""
+    spent = _measured(Path(experiment.study.folder)) if rate is None else []
+    if spent:
+        return float(np.median([s.seconds for s in spent])), (
+            f"measured on {len(spent)} trainings of this study"
+        )
+    if flops is None:
+        return None, "the model's size is unknown until it has been downloaded"
+    gpu = experiment.cluster.use_gpu is True
+    reached = rate or (GPU_RATE if gpu else CPU_RATE * experiment.cluster.cpus_per_worker)
+    workers = experiment.cluster.num_workers
+    kind = "stated" if rate else ("a guess for an H100" if gpu else "a guess for a CPU")
+    return flops / (reached * workers), f"{reached:.2g} FLOP/s a worker ({kind})"
+
+
+def _measured(folder: Path) -> list[Spent]:
+    if not (folder / "history.jsonl").is_file():
+        return []
+    done = (t.result for t in read(folder).history)
+    return [r.spent for r in done if r and r.status is Status.DONE and r.spent.steps]
+
+
+def _eval_tokens(experiment: Experiment, prepared: Prepared) -> int:
+    """Tokens of one evaluation of all domains."""
+    limit = experiment.training.eval_rows
+    tables = (open_table(prepared.stores[name]["eval"]) for name in experiment.names)
+    return sum(
+        int(t.tokens.mean() * min(t.rows, limit or t.rows)) for t in tables if t.rows
+    )
+
+
+def parameters(model: str) -> int | None:
+    """Parameters in a local folder's safetensors files, read from their headers; None: no files."""
+    total = 0
+    for path in Path(model).glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        total += sum(math.prod(t["shape"]) for k, t in header.items() if k != "__metadata__")
+    return total or None

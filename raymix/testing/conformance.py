@@ -1,0 +1,162 @@
+"""Laws that every searcher must keep; a law raises AssertionError where it is broken.
+
+A new method gets one test:
+
+    @pytest.mark.parametrize("law", SEARCHER_LAWS, ids=lambda law: law.__name__)
+    def test_my_searcher(law):
+        law(MySearcher())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from raymix.core.codec import decode, encode, from_spec, to_spec
+from raymix.core.job import Point, Spec, Status, TrainResult
+from raymix.core.mixture import Budget, Domain, Mixture, Space
+from raymix.core.trial import History, Idle, Proposal, Role, Searcher, Trial
+from raymix.testing.toy import Toy
+
+_TOY = Toy()
+_TOLERANCE = 1e-6
+_METHOD = "method"
+
+
+def rng(number: int, seed: int = 7) -> np.random.Generator:
+    """The generator of ask `number`."""
+    return np.random.default_rng([seed, number])
+
+
+def tight() -> Space:
+    """Three domains under bounds and epoch caps, so that most of the simplex is forbidden."""
+    domains = (
+        Domain("math", 100, 900, 500),
+        Domain("code", 300, 3000, 900),
+        Domain("chat", 600, 1, 1),
+    )
+    prior = Mixture.of({"math": 0.2, "code": 0.3, "chat": 0.5})
+    return Space(domains, Budget(1000), prior, (0.05, 0.1, 0.0), (1.0, 0.7, 0.9), (3.0, 2.0, 2.0))
+
+
+def told(trial: Trial, toy: Toy, status: Status = Status.DONE) -> Trial:
+    """The trial with the toy problem's answer (a failed one has none)."""
+    if status is Status.FAILED:
+        return dataclasses.replace(trial, result=TrainResult(status, {}, error="loss is NaN"))
+    losses = toy.losses(trial.mixture.ordered(toy.names).weights)
+    metrics = {f"eval/{n}/loss": float(v) for n, v in zip(toy.names, losses, strict=True)}
+    curve = (Point(1, 0.5 if status is Status.STOPPED else 1.0, metrics),)
+    result = TrainResult(status, metrics, curve, mean_mixture=trial.mixture, checkpoint="toy/0")
+    violation = max(0.0, float(losses[-1]) - toy.c[-1] - toy.k[-1] + 0.2)
+    return dataclasses.replace(
+        trial, result=result, score=float(losses.mean()), violation=violation
+    )
+
+
+def began(space: Space, toy: Toy = _TOY) -> History:
+    """A study in which the base and both baselines are told, and `method` has not asked yet."""
+    mixtures = {"uniform": space.uniform(), "proportional": space.proportional()}
+    base = Trial(0, "base", Proposal(space.prior, role=Role.MEASURE), 0)
+    trials = [told(base, toy)]
+    for name, mixture in mixtures.items():
+        proposal = Proposal(space.project(mixture.array()), role=Role.BASELINE)
+        trials.append(told(Trial(len(trials), name, proposal, 0), toy))
+    return History(tuple(trials[1:]), _METHOD, trials[0].result)
+
+
+def run(
+    searcher: Searcher,
+    space: Space,
+    asks: int,
+    lag: int = 0,
+    toy: Toy = _TOY,
+    statuses: tuple[Status, ...] = (Status.DONE,),
+    seed: int = 7,
+) -> History:
+    """Ask `asks` times, telling each trial when `lag` newer ones were asked."""
+    start = began(space, toy)
+    trials = list(start.trials)
+    while len(trials) < len(start) + asks:
+        history = History(tuple(trials), _METHOD, start.base)
+        answer = searcher.propose(space, history, rng(len(trials), seed))
+        if answer is Idle.DONE:
+            break
+        if isinstance(answer, Proposal):
+            trials.append(Trial(len(trials) + 1, _METHOD, answer, 0))
+        pending = [i for i, t in enumerate(trials) if t.pending]
+        assert pending, "a searcher waits although nothing is pending"
+        if len(pending) > lag or answer is Idle.WAIT:
+            status = statuses[pending[0] % len(statuses)]
+            trials[pending[0]] = told(trials[pending[0]], toy, status)
+    return History(tuple(trials), _METHOD, start.base)
+
+
+def same_history_same_proposal(searcher: Searcher) -> None:
+    """The answer is a function of space, history and generator; other asks leave no trace."""
+    space = _TOY.space()
+    for asks in (0, 3, 12):
+        history = run(searcher, space, asks)
+        first = searcher.propose(space, history, rng(99))
+        run(searcher, space, 2)
+        searcher.propose(tight(), began(tight()), rng(5))
+        assert searcher.propose(space, history, rng(99)) == first
+
+
+def resumed_equals_straight_through(searcher: Searcher) -> None:
+    """A history that was written to disk and read again gives the same next proposal."""
+    space = _TOY.space()
+    history = run(searcher, space, 11)
+    again = decode(History, encode(history))
+    assert repr(again) == repr(history)
+    fresh = from_spec(decode(Spec, encode(to_spec(searcher))))
+    assert fresh == searcher
+    assert fresh.propose(space, again, rng(99)) == searcher.propose(space, history, rng(99))
+
+
+def proposals_are_allowed(searcher: Searcher) -> None:
+    """Every proposal names the space's domains and keeps bounds and epoch caps."""
+    for space in (_TOY.space(), _TOY.space(budget=6000, max_epochs=2.0), tight()):
+        for trial in run(searcher, space, 14).own:
+            assert trial.mixture.names == space.names
+            weights = trial.mixture.array()
+            assert np.all(weights >= np.asarray(space.lower) - _TOLERANCE), trial.mixture
+            assert np.all(weights <= space.ceiling() + _TOLERANCE), trial.mixture
+
+
+def pending_trials_count(searcher: Searcher) -> None:
+    """What is already asked is not asked again, told or not."""
+    for lag in (0, 5):
+        trials = run(searcher, _TOY.space(), 14, lag).trials
+        keys = [
+            (t.mixture.array().round(6).tobytes(), t.proposal.model, t.role, str(t.proposal.note))
+            for t in trials
+        ]
+        assert len(set(keys)) == len(keys), f"{type(searcher).__name__} asked twice for the same"
+
+
+def failures_do_not_stop_it(searcher: Searcher) -> None:
+    """Failed and stopped trials are part of life."""
+    statuses = (Status.FAILED, Status.STOPPED, Status.DONE)
+    run(searcher, _TOY.space(), 14, 2, statuses=statuses)
+    run(searcher, _TOY.space(), 5, statuses=(Status.FAILED,))
+
+
+def any_number_of_domains(searcher: Searcher) -> None:
+    """One domain, two, and six work."""
+    for size in (1, 2, 6):
+        names = tuple(f"d{i}" for i in range(size))
+        transfer = tuple(tuple(3.0 * (i == j) for j in range(size)) for i in range(size))
+        toy = Toy(names, (0.5,) * size, (1.0,) * size, transfer, tuple(range(900, 900 + size)))
+        run(searcher, toy.space(), 11, toy=toy)
+
+
+SEARCHER_LAWS: tuple[Callable[[Searcher], None], ...] = (
+    same_history_same_proposal,
+    resumed_equals_straight_through,
+    proposals_are_allowed,
+    pending_trials_count,
+    failures_do_not_stop_it,
+    any_number_of_domains,
+)

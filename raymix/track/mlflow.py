@@ -1,0 +1,306 @@
+"""MLflow: a run for the study, a child run for each trial."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from raymix.core.codec import encode
+from raymix.core.errors import ConfigError
+from raymix.core.job import Point, Spent, Status, TrainResult
+from raymix.core.trial import RANKED, Role, Trial
+from raymix.track.null import About, Ending
+from raymix.track.outbox import Batch, Outbox, UnreachableError
+
+PARENT = -1
+"""Stands for the study's own run where a trial's number stands for the trial's."""
+
+_STUDY, _TRIAL = "raymix.study", "raymix.trial"
+_METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # the server's limits
+_LONGEST = 5000  # of a tag or parameter, below any store's limit
+
+# A server that is down must not hold the thread for minutes; MLflow would try for an hour.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_FIRST_SECONDS, _LAST_SECONDS = 60.0, 30.0
+
+# What a server says of one request; anything else says that the server is not well.
+_REFUSALS = frozenset(
+    {
+        "BAD_REQUEST",
+        "INVALID_PARAMETER_VALUE",
+        "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
+    }
+)
+
+_ENDINGS = {
+    Ending.FINISHED: "FINISHED",
+    Ending.INTERRUPTED: "KILLED",
+    Ending.FAILED: "FAILED",
+}
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+class MlflowTracker:
+    """Writes a study to the MLflow at `uri`, from a thread of its own.
+
+    A server that is down costs the study nothing: `tell` hears of it once, and what was heard in
+    the meantime is written when it is back. `study_started` waits until the database is there.
+    Raises ConfigError for a `uri` that MLflow does not know.
+    """
+
+    def __init__(
+        self,
+        uri: str = "sqlite:///mlflow.db",
+        experiment: str = "raymix",
+        tell: Callable[[str], None] = _to_stderr,
+    ) -> None:
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
+        # Creating a database would print a line for each of a hundred migrations.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        try:
+            self._client = mlflow.MlflowClient(tracking_uri=uri)
+        except MlflowException as error:
+            raise ConfigError(f"tracking.tracking_uri '{uri}': {error}") from error
+        self._uri = uri
+        self._experiment = experiment
+        self._tell = tell
+        self._about = About("", "", 0)
+        self._runs: dict[int, str] = {}
+        self._steps: dict[int, int] = {}
+        self._open_trials: set[int] = set()
+        self._spent: dict[int, Spent] = {}
+        self._best = math.inf
+        self._outbox: Outbox[Metric] = Outbox(self._write, self._say)
+
+    def study_started(self, about: About, told: Sequence[Trial] = ()) -> None:
+        """Open the study's run, or find it again; write what a former server never heard."""
+        self._about = about
+        self._outbox.put(self._open)
+        self._outbox.first_pass(_FIRST_SECONDS)
+        for trial in told:
+            self._outbox.put(partial(self._catch_up, trial))
+            self._count(trial)
+
+    def trial_started(self, trial: Trial) -> None:
+        """Open the trial's run."""
+        self._outbox.put(partial(self._open_trial, trial))
+
+    def reported(self, trial: Trial, point: Point) -> None:
+        """Keep the point's metrics for the next batch."""
+        # After the death of a worker a training repeats the steps since its last checkpoint.
+        if point.step > self._steps.get(trial.number, -1):
+            self._steps[trial.number] = point.step
+            self._outbox.put(Batch(trial.number, _metrics(point.metrics, point.step)))
+
+    def trial_ended(self, trial: Trial) -> None:
+        """Write the trial's last metrics, what was realised and what it cost; close its run."""
+        self._outbox.put(Batch(trial.number, _last(trial)))
+        self._outbox.put(partial(self._end_trial, trial))
+        self._outbox.put(Batch(PARENT, self._count(trial)))
+
+    def artifact(self, path: Path) -> None:
+        """Keep a copy of `path`, as it is when the thread comes to it."""
+        self._outbox.put(partial(self._keep, path))
+
+    def study_ended(self, ending: Ending) -> None:
+        """Close the study's run; waits until everything is written, half a minute at the most."""
+        self._outbox.put(partial(self._end, ending))
+        left = self._outbox.close(_LAST_SECONDS)
+        if left:
+            self._say(f"MLflow at {self._uri} lacks the last {left} entries; the history has them")
+
+    # ---- below: in the outbox's thread ----
+
+    def _say(self, message: str) -> None:
+        self._tell(f"tracking: {message}")
+
+    def _reach(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+                raise
+            first = str(error).strip().splitlines()[0][:300]
+            raise UnreachableError(
+                f"MLflow at {self._uri} cannot be reached; the study goes on and its history has "
+                f"everything ({first})"
+            ) from error
+
+    def _open(self) -> None:
+        self._reach(self._open_now)
+
+    def _open_now(self) -> None:
+        found = self._client.get_experiment_by_name(self._experiment)
+        experiment = found or self._client.get_experiment(
+            self._client.create_experiment(self._experiment)
+        )
+        self._experiment_id = experiment.experiment_id
+        mine = f"tags.`{_STUDY}` = '{self._about.id}'"
+        for run in self._search(mine):
+            trial = run.data.tags.get(_TRIAL)
+            self._runs[PARENT if trial is None else int(trial)] = run.info.run_id
+        if PARENT in self._runs:
+            self._client.update_run(self._runs[PARENT], status="RUNNING")
+            return
+        tags = {_STUDY: self._about.id, "seed": str(self._about.seed), "role": "study"}
+        run = self._client.create_run(
+            self._experiment_id,
+            tags={**tags, "data_fingerprint": self._about.data},
+            run_name=self._about.name,
+        )
+        self._runs[PARENT] = run.info.run_id
+        self._log_params(PARENT, _flat(self._about.config))
+
+    def _search(self, condition: str) -> list[mlflow.entities.Run]:
+        found, token = [], None
+        while True:
+            page = self._client.search_runs([self._experiment_id], condition, page_token=token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+    def _open_trial(self, trial: Trial) -> None:
+        self._reach(partial(self._open_trial_now, trial))
+
+    def _open_trial_now(self, trial: Trial) -> None:
+        self._open_trials.add(trial.number)
+        if trial.number in self._runs:
+            self._client.update_run(self._runs[trial.number], status="RUNNING")
+            return
+        run = self._client.create_run(
+            self._experiment_id,
+            tags={**self._tags(trial), "mlflow.parentRunId": self._runs[PARENT]},
+            run_name=f"{self._about.name}/{trial.method}-{trial.number:03d}",
+        )
+        self._runs[trial.number] = run.info.run_id
+        weights = {f"weights.{k}": f"{v:.6g}" for k, v in trial.mixture.as_dict().items()}
+        plain = {"method": trial.method, "seed": str(trial.seed), "model": trial.proposal.model}
+        chosen = {f"params.{name}": f"{v:.6g}" for name, v in trial.proposal.params.items()}
+        self._log_params(trial.number, {**weights, **plain, **chosen})
+
+    def _tags(self, trial: Trial) -> dict[str, str]:
+        role = "trial" if trial.role is Role.SEARCH else trial.role.value
+        return {
+            _STUDY: self._about.id,
+            _TRIAL: str(trial.number),
+            "searcher": trial.method,
+            "seed": str(trial.seed),
+            "role": role,
+            "data_fingerprint": self._about.data,
+        }
+
+    def _log_params(self, run: int, params: Mapping[str, str]) -> None:
+        entries = [Param(name, value[:_LONGEST]) for name, value in params.items()]
+        for start in range(0, len(entries), _PARAMS_AT_ONCE):
+            self._client.log_batch(self._runs[run], params=entries[start : start + _PARAMS_AT_ONCE])
+
+    def _write(self, run: int, metrics: list[Metric]) -> None:
+        def write() -> None:
+            for start in range(0, len(metrics), _METRICS_AT_ONCE):
+                part = metrics[start : start + _METRICS_AT_ONCE]
+                self._client.log_batch(self._runs[run], metrics=part)
+
+        self._reach(write)
+
+    def _end_trial(self, trial: Trial) -> None:
+        result = trial.result
+        assert result is not None
+        tags = [RunTag("status", result.status.value)]
+        if result.error:
+            tags.append(RunTag("error", result.error[:_LONGEST]))
+        ending = "FAILED" if result.status is Status.FAILED else "FINISHED"
+
+        def end() -> None:
+            self._client.log_batch(self._runs[trial.number], tags=tags)
+            self._client.set_terminated(self._runs[trial.number], ending)
+            self._open_trials.discard(trial.number)
+
+        self._reach(end)
+
+    def _catch_up(self, trial: Trial) -> None:
+        """Write a trial of a resumed study, unless it is there already."""
+        if trial.number in self._runs:
+            run = self._runs[trial.number]
+            ended: list[bool] = []
+            self._reach(lambda: ended.append(self._client.get_run(run).info.status != "RUNNING"))
+            if all(ended):
+                return
+        self._open_trial(trial)
+        curve = trial.result.curve if trial.result is not None else ()
+        for point in curve:
+            self._write(trial.number, list(_metrics(point.metrics, point.step)))
+        self._write(trial.number, list(_last(trial)))
+        self._end_trial(trial)
+
+    def _keep(self, path: Path) -> None:
+        if path.exists():
+            self._reach(lambda: self._client.log_artifact(self._runs[PARENT], str(path)))
+
+    def _end(self, ending: Ending) -> None:
+        for number in (*self._open_trials, PARENT):
+            run = self._runs[number]
+            status = _ENDINGS[ending] if number == PARENT else _ENDINGS[Ending.INTERRUPTED]
+            self._reach(partial(self._client.set_terminated, run, status))
+
+    # ---- the study's own curve ----
+
+    def _count(self, trial: Trial) -> tuple[Metric, ...]:
+        """Best score and total cost after this trial; the step is how many trials were told."""
+        if trial.result is not None:
+            self._spent[trial.number] = trial.result.spent
+        if trial.finished and trial.role in RANKED and trial.violation <= 0:
+            self._best = min(self._best, trial.score)
+        total: dict[str, float] = {}
+        for spent in self._spent.values():
+            for name, value in encode(spent).items():
+                total[f"cost/{name}"] = total.get(f"cost/{name}", 0.0) + value
+        return _metrics({"best/score": self._best, **total}, len(self._spent))
+
+
+def _metrics(values: Mapping[str, float], step: int) -> tuple[Metric, ...]:
+    now = int(time.time() * 1000)
+    return tuple(
+        Metric(name, float(value), now, step)
+        for name, value in values.items()
+        if math.isfinite(value)
+    )
+
+
+def _last(trial: Trial) -> tuple[Metric, ...]:
+    """What a finished trial has beside its points, at its last step."""
+    result: TrainResult | None = trial.result
+    if result is None:
+        return ()
+    realised = {f"mix/{drawn.domain}/realised": drawn.share for drawn in result.realised}
+    cost = {f"cost/{name}": float(value) for name, value in encode(result.spent).items()}
+    score = {"score": trial.score, "violation": trial.violation}
+    step = result.spent.steps
+    told = result.curve[-1].metrics if result.curve and result.curve[-1].step == step else {}
+    rest = {name: value for name, value in result.metrics.items() if name not in told}
+    return _metrics({**rest, **realised, **cost, **score}, step)
+
+
+def _flat(config: object, where: str = "") -> dict[str, str]:
+    """Dotted names and text of all leaves; a list is one leaf."""
+    if not isinstance(config, Mapping):
+        return {where: str(config)} if where and config is not None else {}
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        found.update(_flat(value, f"{where}.{name}" if where else str(name)))
+    return found

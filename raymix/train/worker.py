@@ -1,0 +1,124 @@
+"""A worker process: keeps models and tables between jobs, and survives a training that fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from accelerate.utils import release_memory
+from accelerate.utils.memory import should_reduce_batch_size
+
+from raymix.core.errors import RaymixError, TrainingError
+from raymix.core.job import Prompt, Status, Trainable, TrainJob, TrainResult
+from raymix.data.store import Table, open_table
+from raymix.train.config import Setup
+from raymix.train.evaluate import HeldOut
+from raymix.train.loop import Kit, Report, Run
+from raymix.train.model import Model
+from raymix.train.pretrained import load
+from raymix.train.shard import World, together
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One process of a group that trains jobs together.
+
+    Models are built once per name and reset in place, tables stay mapped. Every rank of `world`
+    makes the same calls.
+    """
+
+    def __init__(self, setup: Setup, world: World | None = None) -> None:
+        self.setup, self.world = setup, world or World()
+        self._models: dict[tuple[str, bool], Model] = {}
+        self._tables: dict[tuple[str, str], Table] = {}
+        self._held: dict[tuple[tuple[str, ...], str], HeldOut] = {}
+
+    def run(self, job: TrainJob, report: Report) -> TrainResult:
+        """Train `job` and return the same result on every rank.
+
+        `report` is called on rank 0 with each point; False stops the job there. What goes wrong in
+        a training gives `Status.FAILED` and leaves the worker usable. Where there are several
+        ranks, an error that only one of them has met outside the places where they compare notes
+        is raised: the others wait for it in a collective call, and only a restart frees them.
+        """
+        run: Run | None = None
+        try:
+            run = Run(job, self._kit(job), report)
+            return run.run()
+        except Exception as error:
+            if self.world.size > 1 and not isinstance(error, RaymixError):
+                raise
+            log.warning("trial %d failed", job.trial, exc_info=error)
+            words = _in_words(error, run)
+        result = (
+            run.result(Status.FAILED, words) if run else TrainResult(Status.FAILED, {}, error=words)
+        )
+        release_memory()
+        return result
+
+    def _kit(self, job: TrainJob) -> Kit:
+        _refuse(job)
+        lora = self.setup.training.use_peft or any(
+            stage.trainable is Trainable.LORA for stage in job.stages
+        )
+        with together(self.world):
+            train = self._open(job.space.names, "train") if job.stages else ()
+            held = self._held_out(job.space.names, "eval", self.setup.training.eval_rows)
+            test = self._held_out(job.space.names, "test", None) if job.test else None
+            if job.model not in self.setup.models:
+                known = ", ".join(self.setup.models)
+                raise TrainingError(f"unknown model '{job.model}'; known: {known}")
+        return Kit(self.setup, self._model(job.model, lora), train, held, test)
+
+    def _model(self, name: str, lora: bool) -> Model:
+        if (name, lora) not in self._models:
+            self._models[name, lora] = load(
+                self.setup.models[name],
+                self.setup.training,
+                self.world,
+                lora=lora,
+                trust=self.setup.trust_remote_code,
+            )
+        return self._models[name, lora]
+
+    def _open(self, names: Sequence[str], split: str) -> list[Table]:
+        for name in names:
+            if (name, split) not in self._tables:
+                path = self.setup.stores.get(name, {}).get(split)
+                if path is None:
+                    raise TrainingError(f"domain '{name}' has no {split} split")
+                self._tables[name, split] = open_table(path)
+        return [self._tables[name, split] for name in names]
+
+    def _held_out(self, names: tuple[str, ...], split: str, rows: int | None) -> HeldOut:
+        if (names, split) not in self._held:
+            batch = self.setup.training.per_device_eval_batch_size
+            self._held[names, split] = HeldOut(self._open(names, split), rows, batch)
+        return self._held[names, split]
+
+
+def _refuse(job: TrainJob) -> None:
+    """Say at the start what this version does not train or measure."""
+    for stage in job.stages:
+        if stage.trainable is Trainable.NONE or stage.prompt is not Prompt.OFF:
+            raise TrainingError("soft prompts (stage.prompt) are not supported yet")
+    if len({stage.trainable for stage in job.stages}) > 1:
+        raise TrainingError("all stages of a job must move the same weights")
+    if job.measure:
+        raise TrainingError(f"diagnostic '{min(job.measure)}' is not supported yet")
+    if job.reference is not None:
+        raise TrainingError("a reference model (job.reference) is not supported yet")
+
+
+def _in_words(error: Exception, run: Run | None) -> str:
+    step = run.course.step + 1 if run else 0
+    if isinstance(error, RaymixError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        return (
+            f"out of memory at step {step}: lower per_device_train_batch_size (and raise "
+            f"gradient_accumulation_steps) or set gradient_checkpointing; {error}"
+        )
+    return f"{type(error).__name__} at step {step}: {error}"
