@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from raymix.core.errors import ConfigError, RaymixError
+from raymix.core.mixture import Mixture
 
 app = typer.Typer(
     help="Finds the mixture of supervised fine-tuning data.",
@@ -46,7 +47,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
     with _told():
         from raymix.experiment.build import plan, prepare, space
         from raymix.experiment.load import load
-        from raymix.report.contract import prepared_table
+        from raymix.experiment.tables import prepared_table
 
         experiment = load(config, overrides or ())
         prepared = prepare(experiment)
@@ -62,7 +63,7 @@ def preview(config: Config, overrides: Overrides = None, weights: Weights = "") 
         from raymix.experiment.build import prepare
         from raymix.experiment.load import load
         from raymix.experiment.preview import preview as foresee
-        from raymix.report.contract import preview_table
+        from raymix.experiment.tables import preview_table
 
         experiment = load(config, overrides or ())
         prepared = prepare(experiment)
@@ -75,7 +76,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
     with _told():
         from raymix.experiment.estimate import estimate
         from raymix.experiment.load import load
-        from raymix.report.contract import estimate_table
+        from raymix.experiment.tables import estimate_table
 
         console.print(estimate_table(estimate(load(config, overrides or ()))))
 
@@ -119,12 +120,10 @@ def main() -> None:
     app()
 
 
-def _mixture(weights: str):  # type: ignore[no-untyped-def]
-    from raymix.core.mixture import Mixture
-
+def _mixture(weights: str) -> Mixture | None:
     if not weights:
         return None
-    shares = {}
+    shares: dict[str, float] = {}
     for part in weights.split(","):
         name, equals, share = part.partition("=")
         try:

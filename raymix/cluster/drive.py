@@ -33,9 +33,10 @@ class Drive:
         self._pools = room
         self._asha = asha
         self._running: dict[str, Trial] = {}
-        self._cold = room
+        self._held: Trial | None = None
         self._resting: set[str] = set()
         self._idle = False
+        self._done = False
         self._closed = False
 
     @property
@@ -68,39 +69,42 @@ class Drive:
         """The next trial's configuration; WAIT: later; DONE: never."""
         if self.stopping:
             return Idle.DONE
-        if not self._running and self._cold == self._room:
-            return self._ask(trial_id)
-        if self._cold > 0:
-            # Trials need a process each, and Tune starts them one by one, too late, and would
-            # throw them away again while trials are short. So all are started with the workers.
-            self._cold -= 1
+        if self._held is None and len(self._running) < self._room and not self._idle:
+            with self._guarded():
+                self._take(self._study.ask())
+        if self._done or self.error is not None:
+            self._wake(*self._resting)
+            return Idle.DONE
+        room = self._room - len(self._running) - len(self._resting)
+        if self._held is not None and room > 0:
+            with self._guarded():
+                return self._launch(trial_id, self._held)
+            return Idle.DONE
+        if self._held is not None and len(self._running) < self._room:
+            self._wake(next(iter(self._resting)))
+        elif room > 0:
+            # Each trial needs a process of its own, which takes seconds to start and which Tune
+            # ends when nothing follows. So one that has nothing to do rests until it is wanted.
             self._resting.add(trial_id)
             return {"job": None, "stoppable": False}
-        if self._idle or len(self._running) >= self._room:
-            return Idle.WAIT
-        if self._resting and len(self._running) + len(self._resting) >= self._room:
-            self._desk.wake.remote(next(iter(self._resting)))
-            return Idle.WAIT
-        return self._ask(trial_id)
+        return Idle.WAIT
 
-    def _ask(self, trial_id: str) -> dict[str, Json] | Idle:
-        with self._guarded():
-            answer = self._study.ask()
-            if isinstance(answer, Trial):
-                return self._launch(trial_id, answer)
+    def _take(self, answer: Trial | Idle) -> None:
+        if isinstance(answer, Trial):
+            self._held = answer
+        else:
             # The answer changes only when something is told, and proposing may be dear.
             self._idle = True
-            if answer is Idle.WAIT:
-                return answer
-        for resting in self._resting:
-            self._desk.wake.remote(resting)
-        return Idle.DONE
+            self._done = answer is Idle.DONE
+
+    def _wake(self, *resting: str) -> None:
+        for process in resting:
+            self._desk.wake.remote(process)
 
     def _launch(self, trial_id: str, trial: Trial) -> dict[str, Json]:
         job = self._study.job(trial)
         self._study.started(trial.number)
-        if self._cold == self._room:
-            self._cold -= 1
+        self._held = None
         self._running[trial_id] = trial
         return {"job": to_json(job), "stoppable": self._stoppable(trial)}
 

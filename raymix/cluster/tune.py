@@ -27,7 +27,7 @@ from raymix.study.record import read
 from raymix.study.study import Study
 from raymix.train.config import Setup
 
-TRAINER = "raymix.train.loop:Worker"
+TRAINER = "raymix.train.worker:Worker"
 """Import path of what a worker makes from a study's setup; see `cluster.worker.Trainer`."""
 
 

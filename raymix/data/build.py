@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,11 @@ from raymix.data.rows import Placed, hub_commit, read_rows
 from raymix.data.source import DataSpec
 from raymix.data.tokenise import Progress, Tokeniser
 
+_SCRATCH = ".tmp-"
+_ABANDONED = 2 * 24 * 3600.0
+"""Seconds after which a half-made folder is nobody's any more."""
+_ATTEMPTS = 5
+
 
 def build(spec: DataSpec, progress: Progress) -> Prepared:
     """Tokenise what of `spec` is not in the cache, and keep it there.
@@ -42,12 +48,14 @@ def build(spec: DataSpec, progress: Progress) -> Prepared:
     keys = domain_keys(spec, found)
     if keys is None:
         raise DataError(f"the tokenizer '{spec.tokenizer}' left no files in the hub's cache")
-    parts = [_part(tokeniser, p, cache, key) for p, key in zip(found, keys, strict=True)]
-    whole = fingerprint(*keys)
-    folder = prepared_folder(cache, whole)
-    prepared = Prepared(whole, str(folder), with_overlap(parts), shared_rows(parts))
-    folder.mkdir(parents=True, exist_ok=True)
-    save(prepared, folder)
+    try:
+        parts = [_part(tokeniser, p, cache, key) for p, key in zip(found, keys, strict=True)]
+        whole = fingerprint(*keys)
+        folder = prepared_folder(cache, whole)
+        prepared = Prepared(whole, str(folder), with_overlap(parts), shared_rows(parts))
+        save(prepared, folder)
+    except OSError as error:
+        raise DataError(f"cannot prepare the data in {cache}: {error}") from error
     return prepared
 
 
@@ -75,8 +83,8 @@ def _part(tokeniser: Tokeniser, plan: Plan, cache: Path, key: str) -> Part:
     known = load_part(folder, cache)
     if known is not None:
         return known
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    _sweep(folder.parent)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_SCRATCH))
     try:
         counts = tokeniser.write(plan, scratch)
         part = Part(
@@ -88,11 +96,19 @@ def _part(tokeniser: Tokeniser, plan: Plan, cache: Path, key: str) -> Part:
         )
         save(part, scratch)
         _put(scratch, folder, cache)
-    except OSError as error:
-        raise DataError(f"cannot write prepared data to {folder}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return part
+
+
+def _sweep(tables: Path) -> None:
+    """Make the folder; take away what processes that were killed have left there."""
+    tables.mkdir(parents=True, exist_ok=True)
+    for path in tables.glob(f"{_SCRATCH}*"):
+        # Another process may sweep, too, or just have finished.
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path)
 
 
 def _put(made: Path, folder: Path, cache: Path) -> None:
@@ -108,7 +124,7 @@ def _put(made: Path, folder: Path, cache: Path) -> None:
                 return
             if not folder.exists():
                 raise
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_SCRATCH))
             # Another process may do the same now; then there is nothing left to rename.
             with contextlib.suppress(OSError):
                 folder.rename(old / "damaged")
@@ -116,9 +132,6 @@ def _put(made: Path, folder: Path, cache: Path) -> None:
         else:
             return
     raise DataError(f"cannot put prepared data into {folder}: another process keeps damaging it")
-
-
-_ATTEMPTS = 5
 
 
 def main() -> None:
@@ -129,6 +142,8 @@ def main() -> None:
         answer = {"fingerprint": _make(DataSpec.model_validate(order["spec"]), order["quiet"])}
     except RaymixError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
+    except KeyboardInterrupt:
+        sys.exit(130)
     Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
 
 

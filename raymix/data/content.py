@@ -33,7 +33,11 @@ _FRESH = 2.0
 
 
 def content_hash(path: Path, cache: Path) -> str:
-    """SHA-256 of a file; read only once while its size and time stamp stay the same."""
+    """SHA-256 of a file; read only once while its size and time stamp stay the same.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     path = path.absolute()
     memo = cache / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     stat = path.stat()
@@ -47,8 +51,8 @@ def content_hash(path: Path, cache: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time() - stat.st_mtime > _FRESH:
-        # A cache that may only be read is still a cache: the file is just hashed again next time.
-        with contextlib.suppress(PermissionError):
+        # Where the cache cannot be written, the file is just hashed again next time.
+        with contextlib.suppress(OSError):
             write_json(memo, {"seen": seen, "sha256": digest})
     return digest
 

@@ -30,7 +30,7 @@ _OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "messages": ("role", "content", "system", "tools"),
     "sharegpt": ("from", "value", "system", "tools"),
     "prompt_completion": ("system", "tools"),
-    "alpaca": ("input", "system", "history"),
+    "alpaca": ("input", "system", "history", "tools"),
     "text": (),
 }
 
@@ -115,7 +115,7 @@ def parse(row: Row, layout: Layout) -> Example:
     if isinstance(system, str) and system.strip() and messages[0].role != "system":
         messages = [Message("system", system), *messages]
     _check(messages)
-    return Example(tuple(messages), tools=from_json_cell(row.get(layout.column("tools"))))
+    return Example(tuple(messages), tools=from_json_cell(row.get(layout.column("tools"))) or None)
 
 
 def _detect(row: Row, layout: Layout) -> str:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from raymix.core.codec import encode, fingerprint
+from raymix.core.errors import DataError
 from raymix.core.job import Json
 from raymix.data.content import content_hash, tokenizer_folder, tokenizer_hash, write_json
 from raymix.data.formats import Layout
@@ -60,12 +61,16 @@ def domain_keys(spec: DataSpec, found: tuple[Plan, ...]) -> tuple[str, ...] | No
 
     Raises:
         ConfigError: The tokenizer or template is not there.
+        DataError: A file cannot be read.
     """
     cache = spec.cache()
     template = template_text(spec)
     folder = tokenizer_folder(spec.tokenizer)
-    tokenizer = folder and tokenizer_hash(folder, cache, remote_code=spec.trust_remote_code)
-    keys = [_domain_key(spec, each, [tokenizer, template]) for each in found]
+    try:
+        tokenizer = folder and tokenizer_hash(folder, cache, remote_code=spec.trust_remote_code)
+        keys = [_domain_key(spec, each, [tokenizer, template]) for each in found]
+    except OSError as error:
+        raise DataError(f"cannot read '{error.filename}': {error.strerror}") from error
     if not tokenizer or None in keys:
         return None
     return tuple(str(key) for key in keys)

@@ -132,8 +132,10 @@ def _content(content: object, *, may_lack: bool) -> str:
 
 def from_json_cell(value: Any) -> Any:
     """A list as it is; one that was written as JSON in a CSV or Parquet cell, read."""
-    if not isinstance(value, str) or not value.strip():
-        return value or None
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:

@@ -84,7 +84,7 @@ def _csv(path: Path) -> Iterator[Placed]:
                 raise DataError(f"{place}: the row does not have the header's {width} cells")
             yield Placed(place, row)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+        raise DataError(f"{path}:{reader.reader.line_num}: not CSV ({error})") from error
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
@@ -126,7 +126,9 @@ def _hub(source: Hub, commit: str | None) -> Iterator[Placed]:
         builder.download_and_prepare()
         known = list(builder.info.splits or ())
         if source.split not in known:
-            raise DataError(f"{source.id} has no split '{source.split}'; its splits: {known}")
+            raise DataError(
+                f"{source.id} has no split '{source.split}'; its splits: {', '.join(known)}"
+            )
         rows: Any = builder.as_dataset(split=datasets.Split(source.split))
     except DataError:
         raise

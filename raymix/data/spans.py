@@ -95,7 +95,7 @@ def _stop(rendered: str, start: int, frame: Skeleton, index: int, turn: Turn) ->
     """Where the text of a turn ends, its end marker not included."""
     after, last = frame.pieces[index + 1], index + 1 == len(frame.openings)
     text = turn.content
-    for form in (text, text.strip(), text.rstrip(), text.lstrip()):
+    for form in (text, text.strip()):
         stop = start + len(frame.openings[index]) + len(form)
         if rendered.startswith(frame.openings[index] + form, start) and (
             rendered[stop:] == after if last else rendered.startswith(after, stop)

@@ -158,7 +158,9 @@ def searcher(settings: SearcherSettings) -> Searcher:
     for key in settings.settings:
         if key not in fields:
             known = ", ".join(sorted(fields)) or "none"
-            raise ConfigError(f"search.searchers: '{settings.type}' has no field '{key}'; known: {known}")
+            raise ConfigError(
+                f"search.searchers: '{settings.type}' has no field '{key}'; known: {known}"
+            )
     try:
         made: Searcher = kind(**settings.settings)
     except RaymixError:

@@ -108,9 +108,7 @@ def _eval_tokens(experiment: Experiment, prepared: Prepared) -> int:
     """Tokens of one evaluation of all domains."""
     limit = experiment.training.eval_rows
     tables = (open_table(prepared.stores[name]["eval"]) for name in experiment.names)
-    return sum(
-        int(t.tokens.mean() * min(t.rows, limit or t.rows)) for t in tables if t.rows
-    )
+    return sum(int(t.tokens.mean() * min(t.rows, limit or t.rows)) for t in tables if t.rows)
 
 
 def parameters(model: str) -> int | None:

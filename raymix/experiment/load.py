@@ -54,6 +54,11 @@ def dump(experiment: Experiment) -> Json:
     return experiment.model_dump(mode="json")
 
 
+def to_yaml(experiment: Experiment) -> str:
+    """The experiment as a YAML file's text; `load` makes an equal one of it."""
+    return yaml.safe_dump(dump(experiment), sort_keys=False, allow_unicode=True)
+
+
 def apply(plain: dict[str, Any], override: str) -> None:
     """Set one `dotted.key=value` in place."""
     key, equals, value = override.partition("=")

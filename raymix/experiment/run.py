@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from raymix.core.errors import ConfigError, TrainingError
 from raymix.core.job import Point, Status, TrainJob, TrainResult
@@ -16,8 +15,10 @@ from raymix.core.trial import History, Trial
 from raymix.data.prepare import Prepared
 from raymix.experiment.build import identity, plan, prepare, setup, space
 from raymix.experiment.config import Experiment
-from raymix.experiment.load import dump
+from raymix.experiment.load import dump, to_yaml
+from raymix.report.write import write_report
 from raymix.study.study import Listener, Study
+from raymix.track.null import About, Ending, NoTracker, Tracker
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,6 @@ class Outcome:
     folder: Path
     history: History
     best: Trial | None
-    fingerprint: str
-
-
-def open_study(
-    experiment: Experiment,
-    prepared: Prepared,
-    resume: bool = False,
-    listeners: Sequence[Listener] = (),
-) -> Study:
-    """The experiment's study, its file locked for this process; close it when done."""
-    folder = Path(experiment.study.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Study(
-        folder,
-        plan(experiment, space(experiment, prepared.domains)),
-        identity(experiment, prepared),
-        dump(experiment),
-        resume,
-        listeners,
-    )
 
 
 def tune(
@@ -55,7 +36,12 @@ def tune(
     """Search for the mixture, to the end of the plan.
 
     Every event is in `<folder>/history.jsonl` before anything else hears of it; `resume` goes on
-    from that file.
+    from that file. At the end the folder holds the best mixture and the figures, too.
+
+    Args:
+        experiment: what to run.
+        resume: go on with the study in its folder, if there is one.
+        listeners: hear of every trial; MLflow is one already, by `experiment.tracking`.
 
     Raises:
         RaymixError: before any training where the experiment cannot be run.
@@ -64,14 +50,61 @@ def tune(
     prepared = prepare(experiment)
     folder = Path(experiment.study.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(dump(experiment), sort_keys=False, allow_unicode=True)
-    study = open_study(experiment, prepared, resume, listeners)
+    tracker = _tracker(experiment)
+    study = Study(
+        folder,
+        plan(experiment, space(experiment, prepared.domains)),
+        identity(experiment, prepared),
+        dump(experiment),
+        resume,
+        (tracker, *listeners),
+    )
     try:
-        (folder / "experiment.yaml").write_text(text, encoding="utf-8")
-        _run(study, experiment, prepared)
-        return Outcome(folder, study.history, study.best(), study.fingerprint)
+        with _followed(tracker, study, experiment, prepared):
+            described = folder / "experiment.yaml"
+            described.write_text(to_yaml(experiment), encoding="utf-8")
+            tracker.artifact(described)
+            _run(study, experiment, prepared)
+            for path in write_report(folder):
+                tracker.artifact(path)
+            tracker.artifact(folder / "history.jsonl")
+        return Outcome(folder, study.history, study.best())
     finally:
         study.close()
+
+
+@contextmanager
+def _followed(
+    tracker: Tracker, study: Study, experiment: Experiment, prepared: Prepared
+) -> Iterator[None]:
+    """Let the tracker hear how the study starts and ends, whatever happens in between."""
+    about = About(
+        study.id,
+        experiment.study.name,
+        experiment.study.seed,
+        prepared.fingerprint,
+        dump(experiment),
+    )
+    told = [trial for trial in study.history if not trial.pending]
+    tracker.study_started(about, told)
+    ending = Ending.FAILED
+    try:
+        yield
+        ending = Ending.FINISHED
+    except KeyboardInterrupt:
+        ending = Ending.INTERRUPTED
+        raise
+    finally:
+        tracker.study_ended(ending)
+
+
+def _tracker(experiment: Experiment) -> Tracker:
+    settings = experiment.tracking
+    if settings.report_to == "none":
+        return NoTracker()
+    from raymix.track.mlflow import MlflowTracker
+
+    return MlflowTracker(settings.tracking_uri, settings.experiment_name)
 
 
 def _run(study: Study, experiment: Experiment, prepared: Prepared) -> None:

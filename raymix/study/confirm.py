@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from raymix.core.codec import to_json
+from raymix.core.job import Status
 from raymix.core.trial import History, Proposal, Role, Trial
 from raymix.study.plan import Confirm
 
@@ -49,10 +50,14 @@ def confirmations(history: History, settings: Confirm, seed: int) -> Iterator[tu
 
 
 def confirmed(history: History) -> dict[int, tuple[Trial, ...]]:
-    """Finished confirmations by the number of the trial that they repeat, in order of blocks."""
+    """Whole confirmations by the number of the trial that they repeat, in order of blocks.
+
+    One that was stopped early is left out: its losses are not those of a whole training.
+    """
     found: dict[int, list[Trial]] = {}
     for trial in history.finished:
-        if trial.role is Role.CONFIRM:
+        whole = trial.result is not None and trial.result.status is Status.DONE
+        if trial.role is Role.CONFIRM and whole:
             found.setdefault(int(trial.proposal.note["of"]), []).append(trial)
     return {k: tuple(sorted(v, key=lambda t: t.proposal.note["block"])) for k, v in found.items()}
 

@@ -32,7 +32,7 @@ def make_job(plan: Plan, record: Record, trial: Trial) -> TrainJob:
         space=space,
         seed=trial.seed,
         model=proposal.model,
-        attempt=record.attempts[trial.number],
+        attempt=record.attempts.get(trial.number, 0),
         test=trial.number == 0 or trial.role in (Role.CONFIRM, Role.FINAL),
         reference=_checkpoint(record, trial, proposal.reference),
         measure=proposal.measure,

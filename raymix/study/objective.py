@@ -118,8 +118,6 @@ class Objective:
         for name, weight in self.weights.items():
             if not math.isfinite(weight) or weight < 0:
                 raise ConfigError(f"objective.weights.{name} must be a number >= 0, got {weight}")
-        if self.weights and not any(self.weights.values()):
-            raise ConfigError("objective.weights are all 0: nothing is left to minimise")
         if not math.isfinite(self.kl_to_prior) or self.kl_to_prior < 0:
             raise ConfigError(
                 f"objective.kl_to_prior must be a number >= 0, got {self.kl_to_prior}"

@@ -47,7 +47,7 @@ class Record:
         elif kind == "asked" and "proposal" in event:
             self._asked(event)
         elif kind in ("asked", "started", "reported", "failed", "told"):
-            self._happened(self._known(event), kind, event)
+            self._happened(self.open(int(event["trial"])), kind, event)
         else:
             raise StudyError(f"unknown event '{kind}'")
 
@@ -60,12 +60,13 @@ class Record:
         self.attempts[number] = self.failures[number] = 0
         self.points[number] = {}
 
-    def _known(self, event: Event) -> Trial:
-        trial = self.trials.get(int(event["trial"]))
+    def open(self, number: int) -> Trial:
+        """The pending trial of that number; raises StudyError if there is none."""
+        trial = self.trials.get(number)
         if trial is None:
-            raise StudyError(f"trial {event['trial']} was never asked")
+            raise StudyError(f"trial {number} was never asked")
         if not trial.pending:
-            raise StudyError(f"trial {event['trial']} was already told")
+            raise StudyError(f"trial {number} was already told")
         return trial
 
     def _happened(self, trial: Trial, kind: str, event: Event) -> None:

@@ -118,6 +118,11 @@ class Study:
         return str(self._record.header["fingerprint"])
 
     @property
+    def id(self) -> str:
+        """Of this history file: the same after a resume, another one for every new study."""
+        return fingerprint(self.fingerprint, self._store.events[0]["time"])
+
+    @property
     def history(self) -> History:
         """Everything asked so far, test losses included (searchers do not get those)."""
         return self._record.history
@@ -161,6 +166,9 @@ class Study:
 
     def _ask(self, method: str, proposal: Proposal, seed: int) -> Trial:
         number = len(self._record.trials)
+        # A proposal that makes no training must not get into the file, or it would be there again
+        # after every resume.
+        make_job(self.plan, self._record, Trial(number, method, proposal, seed))
         fields = {"trial": number, "method": method, "seed": seed, "attempt": 0}
         self._write("asked", {**fields, "proposal": encode(proposal)})
         return self._record.trials[number]
@@ -220,16 +228,17 @@ class Study:
 
     def started(self, number: int) -> None:
         """The trial's training was launched."""
+        trial = self._record.open(number)
         self._write("started", {"trial": number, "attempt": self.attempt(number)})
         for listener in self._listeners:
-            listener.trial_started(self._record.trials[number])
+            listener.trial_started(trial)
 
     def reported(self, number: int, point: Point) -> Point:
         """Record a point of a running training; returns it with the summary metrics added."""
-        point = self._enrich(point)
+        trial, point = self._record.open(number), self._enrich(point)
         self._write("reported", {"trial": number, "point": encode(point)})
         for listener in self._listeners:
-            listener.reported(self._record.trials[number], point)
+            listener.reported(trial, point)
         return point
 
     def score(self, number: int, metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -240,12 +249,13 @@ class Study:
         )
 
     def tell(self, number: int, result: TrainResult | None, error: str = "") -> Trial:
-        """Record the end of a trial.
+        """Record the end of a pending trial.
 
         A result of any status is final; the score of a stopped trial is that of its last point, so
         it ranks before a finished one only if it is already better. No result (a worker died):
         the trial will be asked again, until it has failed `ATTEMPTS` times.
         """
+        self._record.open(number)
         if result is None:
             self._write(
                 "failed", {"trial": number, "attempt": self.attempt(number), "error": error}

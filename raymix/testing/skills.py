@@ -6,18 +6,21 @@ mixture problem:
 ========  =============================  ==========================================  ===========
 domain    example                        skill                                       its part
 ========  =============================  ==========================================  ===========
-copy      ``copy: bdf`` to ``bdf``       repeat the text                             fast, large
-cipher    ``cipher: bdf`` to ``qxt``     replace letters by two hidden tables        slow
-mirror    ``mirror: bdf`` to ``txq``     the cipher, written backwards               shares it
-sort      ``sort: fbd`` to ``bdf``       put letters in alphabetical order           scarce
+cipher    ``cipher: bdf`` to ``qxt``     replace each letter by hidden tables        slow
+edges     ``edges: bdf`` to ``qdt``      the cipher on the first and last letter     shares it
 noise     ``noise: bdf`` to ``kzu``      none: the answer is random                  useless
+copy      ``copy: bdf`` to ``bdf``       repeat the text                             fast, large
+sort      ``sort: fbd`` to ``bdf``       put letters in alphabetical order           scarce
 ========  =============================  ==========================================  ===========
 
-The first letter and the third are replaced by one table and the middle one by another, so that
-``cipher`` has 52 facts to learn and does not saturate at once. In every domain
-:data:`ANSWER_NOISE` of the answer letters are random, in all three splits: losses keep a floor
-and the Fisher information does not vanish. ``noise`` belongs to the mixture but not to the
-objective, where its weight is 0: nothing can improve it, and a good mixture gives it no share.
+Each of the three places has a table of its own, so ``cipher`` has 78 facts to learn and does not
+saturate at once; 52 of them are all that ``edges`` needs. In every domain :data:`ANSWER_NOISE`
+of the answer letters are random, in all three splits: losses keep a floor and the Fisher
+information does not vanish. ``noise`` belongs to the mixture but not to the objective, where its
+weight is 0: nothing can improve it, and a good mixture gives it no share.
+
+A skill whose text runs backwards was tried for the pair and left out: whether a training learns
+it is a matter of luck (a single run's standard deviation was .1 to .2 instead of .03).
 
 NumPy and the standard library only.
 """
@@ -43,7 +46,7 @@ HELD_OUT_ROWS = 256  # rows of eval, and of test, of each domain
 OUT_OF_OBJECTIVE = "noise"
 
 TRAIN_ROWS: Mapping[str, int] = MappingProxyType(
-    {"copy": 700, "cipher": 450, "mirror": 250, "sort": 80, "noise": 640}
+    {"cipher": 450, "edges": 250, "noise": 640, "copy": 700, "sort": 80}
 )
 DRILLS = ("say", "reverse", "next")  # what the base model has practised; none is a domain
 COMMANDS = (*TRAIN_ROWS, *DRILLS)
@@ -93,8 +96,8 @@ def chat_row(question: str, answer: str) -> Row:
 def domain_names(domains: int) -> tuple[str, ...]:
     """The domains of the suite with K ``domains``: the first K, so suites are nested.
 
-    K = 3 is the fast domain with the pair that shares a skill, 4 adds the scarce one, 5 the
-    useless one.
+    K = 3 is the pair that shares a skill and the useless domain, 4 adds the fast one, 5 the
+    scarce one.
 
     Raises:
         ValueError: if ``domains`` is not 3, 4 or 5.
@@ -165,8 +168,10 @@ def answer(command: str, prompts: Array, seed: int) -> Array:
             return prompts.copy()
         case "cipher":
             return _cipher(prompts, seed)
-        case "mirror":
-            return _cipher(prompts, seed)[:, ::-1]
+        case "edges":
+            replaced = _cipher(prompts, seed)
+            replaced[:, 1:-1] = prompts[:, 1:-1]
+            return replaced
         case "sort":
             return np.sort(prompts, axis=1)
         case "reverse":
@@ -178,12 +183,10 @@ def answer(command: str, prompts: Array, seed: int) -> Array:
 
 
 def _cipher(prompts: Array, seed: int) -> Array:
-    """Letters 1 and 3 through one hidden permutation of the alphabet, letter 2 through another."""
+    """Each letter through the hidden permutation of the alphabet that belongs to its place."""
     rng = np.random.default_rng([seed, _TABLES])
-    outer, middle = rng.permutation(len(LETTERS)), rng.permutation(len(LETTERS))
-    replaced = outer[prompts]
-    replaced[:, 1] = middle[prompts[:, 1]]
-    return replaced
+    tables = np.stack([rng.permutation(len(LETTERS)) for _ in range(LENGTH)])
+    return tables[np.arange(LENGTH), prompts]
 
 
 def _with_noise(answers: Array, share: float, rng: np.random.Generator) -> Array:

@@ -33,7 +33,7 @@ from raymix.train import checkpoint
 from raymix.train.config import Setup
 from raymix.train.course import Course, expected_steps, joined
 from raymix.train.evaluate import HeldOut, evaluate
-from raymix.train.measure import Window, loss_tokens, means, micro
+from raymix.train.measure import Window, loss_tokens, means, micro, passes
 from raymix.train.model import Model
 from raymix.train.optim import adamw, clip, moments, rate, set_moments
 from raymix.train.pretrained import save, start_from
@@ -43,11 +43,23 @@ from raymix.train.steer import Steering
 
 Report = Callable[[Point], bool]
 
-_NORMS_HELD = 50
-"""On a GPU so many steps' gradient norms are looked at together: each look waits for the GPU."""
 
-_WIDTH = 64
-"""On a GPU widths are multiples of this: fewer shapes to compile for, and tiles that fit."""
+@dataclass(frozen=True)
+class Pace:
+    """What suits a device.
+
+    `norms`: so many steps' gradient norms are looked at together (each look waits for the GPU).
+    `width`: batches are a multiple of this wide (fewer shapes to compile for, tiles that fit).
+    `overhead`: what a pass costs beside its tokens, in tokens (see `measure.passes`).
+    """
+
+    norms: int
+    width: int
+    overhead: int
+
+
+_CPU = Pace(norms=1, width=1, overhead=256)
+_GPU = Pace(norms=50, width=64, overhead=4096)
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,7 @@ class Run:
         self.batches: list[Batches] = []
         self.lr = 0.0
         self._norms: list[Tensor] = []
-        gpu = self.world.device.type == "cuda"
-        self._held_norms = _NORMS_HELD if gpu else 1
-        self._width = _WIDTH if gpu else 1
+        self._pace = _GPU if self.world.device.type == "cuda" else _CPU
         self.folder = Path(kit.setup.output_dir) / "checkpoints" / f"trial-{job.trial}"
         self.fingerprint = _identity(job, kit.setup)
 
@@ -150,7 +160,8 @@ class Run:
     def _rate(self, number: int) -> float:
         """The learning rate of the step that comes next."""
         factor = rate(self.training, self._progress(number), self.course.step, sum(self.steps))
-        return factor * (self.job.stages[number].learning_rate or self.training.learning_rate)
+        own = self.job.stages[number].learning_rate
+        return factor * (self.training.learning_rate if own is None else own)
 
     def _progress(self, number: int) -> float:
         """Share of the job's budget spent, 0 to 1; stages count by their expected steps."""
@@ -160,20 +171,19 @@ class Run:
     def _step(self, items: list[Item], steering: Steering) -> None:
         """One optimizer step on `items`, which are those of all ranks.
 
-        Every rank takes its contiguous part of each micro-batch and runs the same number of passes,
-        on nothing where its part is empty: FSDP2 waits for all. Losses are divided by counts over
-        the whole step, so the gradient does not depend on how the step is cut up.
+        Every rank takes its contiguous part of each pass, which is nothing where there are fewer
+        items than ranks: FSDP2 needs the same passes on all. Losses are divided by counts over the
+        whole step, so the gradient does not depend on how the step is cut up.
         """
         training, world = self.training, self.world
         tokens = loss_tokens(items, len(self.kit.train))
         scale = steering.scale(tokens)
         windows = [self.window, *steering.windows]
-        part = training.per_device_train_batch_size
-        for first in range(0, len(items), part * world.size):
-            mine = first + part * world.rank
-            batch = micro(
-                items[mine : mine + part], self.kit.train, scale, world.device, self._width
-            )
+        limit = training.per_device_train_batch_size * world.size
+        for part in passes(items, limit, world.size, self._pace.overhead):
+            each = -(-len(part) // world.size)
+            mine = part[each * world.rank : each * (world.rank + 1)]
+            batch = micro(mine, self.kit.train, scale, world.device, self._pace.width)
             losses = self.model.losses(batch)
             torch.autograd.backward((losses * batch.scale).sum())
             for window in windows:
@@ -192,7 +202,7 @@ class Run:
         Raises:
             TrainingError: says at which step.
         """
-        if not self._norms or not (now or len(self._norms) >= self._held_norms):
+        if not self._norms or not (now or len(self._norms) >= self._pace.norms):
             return
         norms = torch.stack(self._norms).tolist()
         first = self.course.step - len(norms) + 1

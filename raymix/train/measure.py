@@ -17,6 +17,40 @@ from raymix.data.batches import IGNORED, Item, Rows, collate
 from raymix.train.shard import World
 
 
+def passes(items: Sequence[Item], limit: int, ranks: int, overhead: int) -> list[list[Item]]:
+    """Cut a step's items into forward passes that waste little on padding.
+
+    Items are sorted by length and cut where that costs least (dynamic programming). A step's loss
+    is a sum over its tokens, so the cut changes speed and memory, not the gradient.
+
+    Args:
+        items: of all ranks.
+        limit: most items of one pass, over all ranks.
+        ranks: among which each pass is divided.
+        overhead: what a pass costs beside its tokens, in tokens of one rank.
+
+    Returns:
+        Passes, those of the longest items first: what does not fit into memory fails at once.
+    """
+    ordered = sorted(items, key=lambda item: item.tokens)
+    lengths = np.array([item.tokens for item in ordered])
+    count = len(ordered)
+    if count <= limit and lengths[-1] * count - lengths.sum() <= overhead * ranks:
+        return [ordered]
+    best, cut = np.zeros(count + 1), [0] * (count + 1)
+    sizes = -(-np.arange(count, 0, -1) // ranks)
+    for end in range(1, count + 1):
+        first = max(0, end - limit)
+        cost = best[first:end] + sizes[count - end + first : count] * lengths[end - 1]
+        cut[end] = first + int(cost.argmin())
+        best[end] = cost[cut[end] - first] + overhead
+    result, end = [], count
+    while end:
+        result.append(ordered[cut[end] : end])
+        end = cut[end]
+    return result
+
+
 @dataclass(frozen=True)
 class Micro:
     """One forward pass: P items of T tokens, N of which bear loss.

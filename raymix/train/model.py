@@ -30,7 +30,8 @@ class Model:
         kept = [*module.named_parameters(), *module.named_buffers()]
         self._live = [local(tensor) for _, tensor in kept]
         self._base = [_host_copy(tensor) for tensor in self._live]
-        self._autocast = bf16 and world.size == 1
+        self.vocabulary = int(core(module).get_input_embeddings().num_embeddings)
+        self._bf16 = bf16
         self._head = _Head()
         head = core(module).get_output_embeddings()
         if head is not None:
@@ -70,24 +71,47 @@ class Model:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if positions is not None:
             inputs["position_ids"] = positions
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(
+            self.world.device.type, torch.bfloat16, enabled=self._bf16 and self.world.size == 1
+        ):
             logits: Tensor = self.module(**inputs).logits
         return logits
 
     def _probe(self) -> bool:
         """Whether the model gives the same logits when its head sees chosen places only."""
-        ids = torch.arange(8, device=self.world.device).view(2, 4)
+        ids = torch.arange(8, device=self.world.device).view(2, 4) % self.vocabulary
         index = torch.tensor([1, 6], device=self.world.device)
-        training = self.module.training
         self.module.eval()
         with torch.no_grad():
             full = self._forward(ids, None).flatten(0, 1).index_select(0, index)
             self._head.index = index
             chosen = self._forward(ids, None)
             self._head.index = None
-        self.module.train(training)
-        return chosen.shape == full[None].shape and bool(
-            torch.allclose(chosen[0].float(), full.float(), rtol=1e-2, atol=1e-2)
+        return self._same(chosen, full[None])
+
+    def isolates(self) -> bool:
+        """Whether examples packed into one row are blind to each other; a collective call.
+
+        Asked of the model itself, since it is the model's code that must heed restarting positions:
+        an example has the same logits behind another as it has alone.
+        """
+        ids = torch.arange(24, device=self.world.device).view(1, 24) % self.vocabulary
+        positions = torch.arange(24, device=self.world.device).view(1, 24) % 12
+        self.module.eval()
+        with torch.no_grad():
+            alone = self._forward(ids[:, 12:], None)
+            try:
+                packed = self._forward(ids, positions)
+            except TypeError:  # a model without positions
+                return False
+        return self._same(packed[:, 12:], alone)
+
+    def _same(self, ours: Tensor, theirs: Tensor) -> bool:
+        """Equal but for rounding, which bf16 does at the third digit."""
+        margin = 5e-2 if self._bf16 else 1e-4
+        scale = float(theirs.float().abs().max())
+        return ours.shape == theirs.shape and bool(
+            torch.allclose(ours.float(), theirs.float(), rtol=margin, atol=margin * scale)
         )
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,8 @@ from raymix.train import checkpoint
 from raymix.train.config import Setup, Training
 from raymix.train.model import Model, core, plain_name
 from raymix.train.shard import World, fill, split, together, whole
+
+_UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
 
 
 def load(path: str, training: Training, world: World, *, lora: bool, trust: bool) -> Model:
@@ -67,7 +70,13 @@ def load(path: str, training: Training, world: World, *, lora: bool, trust: bool
         split(module, blocks, world, bf16)
         _materialise(module, world)
         _take(module, source, world)
-    return Model(path, module, world, bf16=bf16, dtype=dtype)
+    model = Model(path, module, world, bf16=bf16, dtype=dtype)
+    if training.packing and not model.isolates():
+        raise TrainingError(
+            f"model '{path}' ({config.model_type}) lets packed examples see each other; "
+            "set training.packing to false"
+        )
+    return model
 
 
 def uses_bf16(training: Training, world: World) -> bool:
@@ -104,7 +113,7 @@ def _pretrained(path: str, attention: str | None, trust: bool) -> Any:
             trust_remote_code=trust,
             weights_only=True,
         )
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise TrainingError(f"cannot load model '{path}': {error}") from error
 
 

@@ -33,6 +33,7 @@ class Worker:
         self.setup, self.world = setup, world or World()
         self._models: dict[tuple[str, bool], Model] = {}
         self._tables: dict[tuple[str, str], Table] = {}
+        self._kits: dict[tuple[object, ...], Kit] = {}
         self._held: dict[tuple[tuple[str, ...], str], HeldOut] = {}
 
     def run(self, job: TrainJob, report: Report) -> TrainResult:
@@ -59,10 +60,17 @@ class Worker:
         return result
 
     def _kit(self, job: TrainJob) -> Kit:
+        """What `job` is run with; jobs of one shape share it."""
         _refuse(job)
         lora = self.setup.training.use_peft or any(
             stage.trainable is Trainable.LORA for stage in job.stages
         )
+        shape = (job.model, lora, job.space.names, bool(job.stages), job.test)
+        if shape not in self._kits:
+            self._kits[shape] = self._assemble(job, lora)
+        return self._kits[shape]
+
+    def _assemble(self, job: TrainJob, lora: bool) -> Kit:
         with together(self.world):
             train = self._open(job.space.names, "train") if job.stages else ()
             held = self._held_out(job.space.names, "eval", self.setup.training.eval_rows)
@@ -70,7 +78,10 @@ class Worker:
             if job.model not in self.setup.models:
                 known = ", ".join(self.setup.models)
                 raise TrainingError(f"unknown model '{job.model}'; known: {known}")
-        return Kit(self.setup, self._model(job.model, lora), train, held, test)
+        model = self._model(job.model, lora)
+        for table in (*train, *held.tables, *(test.tables if test else ())):
+            _fits(table, model)
+        return Kit(self.setup, model, train, held, test)
 
     def _model(self, name: str, lora: bool) -> Model:
         if (name, lora) not in self._models:
@@ -110,6 +121,16 @@ def _refuse(job: TrainJob) -> None:
         raise TrainingError(f"diagnostic '{min(job.measure)}' is not supported yet")
     if job.reference is not None:
         raise TrainingError("a reference model (job.reference) is not supported yet")
+
+
+def _fits(table: Table, model: Model) -> None:
+    """Refuse tokens that the model has no embedding for: a GPU would not survive the look-up."""
+    largest = int(table.ids.max(initial=0))
+    if largest >= model.vocabulary:
+        raise TrainingError(
+            f"token {largest} of domain '{table.domain}' ({table.split}) is not in the vocabulary "
+            f"of {model.vocabulary} of model '{model.path}': is the tokenizer another model's?"
+        )
 
 
 def _in_words(error: Exception, run: Run | None) -> str:

@@ -39,7 +39,7 @@ def write_rows(path: Path, domain: str, split: str, rows: list[tuple[list[int], 
 
 
 def _rows(rng: np.random.Generator, domain: int, count: int) -> list[tuple[list[int], list[int]]]:
-    """A prompt of 3 to 8 tokens, an answer of 2 to 6: the prompt's first ones, shifted by domain."""
+    """Prompts of 3 to 8 tokens; answers of 2 to 6, the prompt's first ones shifted by domain."""
     rows = []
     for _ in range(count):
         prompt = rng.integers(4, VOCABULARY - 4, rng.integers(3, 9))
@@ -68,30 +68,41 @@ def config(family: str):
     """A config of `family` with about 20k parameters."""
     import transformers
 
-    sizes = dict(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=3,
-        tie_word_embeddings=True,
-    )
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+        "tie_word_embeddings": True,
+    }
     kinds = {
+        "untied": transformers.LlamaConfig,
         "llama": transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,
         "qwen3": transformers.Qwen3Config,
         "gemma": transformers.GemmaConfig,
         "gemma2": transformers.Gemma2Config,
         "gemma3": transformers.Gemma3TextConfig,
+        "cohere": transformers.CohereConfig,
+        "granite": transformers.GraniteConfig,
     }
-    if family == "qwen2":
+    if family == "untied":
+        sizes["tie_word_embeddings"] = False
+    if family in ("qwen2", "cohere", "granite"):
         del sizes["head_dim"]
+    if family == "granite":
+        sizes["logits_scaling"] = 2.0
+    if family == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128
+        )
     return kinds[family](**sizes)
 
 
@@ -129,9 +140,12 @@ def setup_of(stores, model_folder, tmp_path):
     """A setup with a tiny model; arguments go to `Training`."""
 
     def make(family: str = "llama", **training) -> Setup:
-        settings = dict(
-            learning_rate=3e-3, per_device_train_batch_size=8, max_length=64, warmup_steps=0.1
-        )
+        settings = {
+            "learning_rate": 3e-3,
+            "per_device_train_batch_size": 8,
+            "max_length": 64,
+            "warmup_steps": 0.1,
+        }
         return Setup(
             models={"target": model_folder(family)},
             training=Training(**{**settings, **training}),

@@ -10,7 +10,6 @@ from raymix.core.codec import to_spec
 from raymix.core.job import Status
 from raymix.core.mixture import Unit
 from raymix.reweight.constant import Constant
-from raymix.train import checkpoint
 from raymix.train.worker import Worker
 
 VARIANTS = {
@@ -67,7 +66,7 @@ def test_resumed_equals_straight_through(variant, setup_of, job_of, keep_points,
     expected = _weights(straight_worker)
     assert straight.spent.steps > 16
 
-    for stops in (1, 2):
+    for _stops in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             Worker(setup).run(job, StopAt(2))
     worker = Worker(setup)
@@ -78,7 +77,10 @@ def test_resumed_equals_straight_through(variant, setup_of, job_of, keep_points,
     assert resumed.curve == straight.curve
     assert resumed.realised == straight.realised
     assert resumed.mean_mixture == straight.mean_mixture
-    assert (resumed.spent.rows, resumed.spent.tokens) == (straight.spent.rows, straight.spent.tokens)
+    assert (resumed.spent.rows, resumed.spent.tokens) == (
+        straight.spent.rows,
+        straight.spent.tokens,
+    )
     assert _files(resumed, "model") == _files(straight, "model")
     assert _files(resumed, "optimizer") == _files(straight, "optimizer")
 

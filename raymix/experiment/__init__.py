@@ -1,0 +1,1 @@
+"""The experiment as users describe it, and what can be done with it."""

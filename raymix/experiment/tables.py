@@ -1,0 +1,91 @@
+"""What is shown before anything trains, as rich tables."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from raymix.data.prepared import Prepared
+from raymix.experiment.estimate import Estimate
+from raymix.experiment.preview import Preview
+
+
+def prepared_table(prepared: Prepared) -> RenderableType:
+    """Rows, tokens and losses of rows by domain and split, and one row of each as it is trained.
+
+    In the sample, what bears loss is green.
+    """
+    table = Table(title="data", title_justify="left")
+    for name in ("domain", "split"):
+        table.add_column(name)
+    for name in ("rows", "dropped", "truncated", "tokens", "loss tokens", "also in train"):
+        table.add_column(name, justify="right")
+    samples: list[RenderableType] = []
+    for part in prepared.parts:
+        for split, counts in part.counts.items():
+            dropped = ", ".join(f"{n} {reason}" for reason, n in counts.dropped.items() if n)
+            shared = "" if split == "train" else f"{counts.overlap:,}"
+            cells = (f"{counts.truncated:,}", f"{counts.tokens:,}", f"{counts.loss_tokens:,}")
+            table.add_row(part.domain, split, f"{counts.kept:,}", dropped or "0", *cells, shared)
+        text = Text(f"{part.domain}  ", style="bold")
+        for stretch, bears_loss in part.sample:
+            text.append(stretch, style="green" if bears_loss else "dim")
+        samples.append(text)
+    lines: list[RenderableType] = [
+        table,
+        Text("\nfirst train row of each domain; green bears loss", style="italic"),
+        *samples,
+    ]
+    if prepared.without_test:
+        names = ", ".join(prepared.without_test)
+        lines.append(Text(f"no test split: {names}; the verdict will be on eval", style="yellow"))
+    return Group(*lines)
+
+
+def preview_table(preview: Preview) -> RenderableType:
+    """What a mixture realises, by domain."""
+    table = Table(title=f"{preview.budget}, {preview.steps:,} steps", title_justify="left")
+    table.add_column("domain")
+    for name in ("asked", "share", "rows", "unique", "epochs", "tokens", "loss tokens"):
+        table.add_column(name, justify="right")
+    for drawn in preview.drawn:
+        table.add_row(
+            drawn.domain,
+            f"{drawn.asked:.4f}",
+            f"{drawn.share:.4f}",
+            f"{drawn.rows:,}",
+            f"{drawn.unique_rows:,}",
+            f"{drawn.epochs:.2f}",
+            f"{drawn.tokens:,}",
+            f"{drawn.loss_tokens:,}",
+        )
+    return Group(table, *(Text(note, style="yellow") for note in preview.notes))
+
+
+def estimate_table(estimate: Estimate) -> RenderableType:
+    """How many trainings, how many tokens, how long."""
+    table = Table(title="plan", title_justify="left")
+    table.add_column("trainings")
+    for name in ("number", "train tokens", "eval tokens"):
+        table.add_column(name, justify="right")
+    for name, number in estimate.trainings.items():
+        tokens, held = number * estimate.tokens, number * estimate.eval_tokens
+        table.add_row(name, f"{number:,}", f"{tokens:,}", f"{held:,}")
+    whole = estimate.total
+    table.add_section()
+    table.add_row(
+        "in all", f"{whole:,}", f"{whole * estimate.tokens:,}", f"{whole * estimate.eval_tokens:,}"
+    )
+    size = f"{estimate.parameters:,} parameters" if estimate.parameters else "size unknown"
+    time = "time unknown" if estimate.seconds is None else f"about {_duration(estimate.seconds)}"
+    words = f"{time} on {estimate.pools} pool(s); model: {size}; {estimate.basis}"
+    return Group(table, Text(words))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,227 @@
+"""Figures of a study, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raymix.core.errors import StudyError
+from raymix.core.simplex import Vector
+from raymix.core.trial import Role, Trial
+from raymix.report.facts import Facts, facts, label
+from raymix.study.confirm import confirmed
+from raymix.study.objective import domain_losses
+from raymix.study.record import Record
+
+_DPI = 150
+_GREY = "#8a8a8a"
+_WINNER = "#d62728"
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def write_figures(record: Record, folder: str | Path) -> tuple[Path, ...]:
+    """Write `losses.png` and `ranking.png` to `folder`; returns their paths.
+
+    Raises StudyError when no trial has a score yet.
+    """
+    known = facts(record)
+    if not known.history.ranking():
+        raise StudyError("nothing to draw yet: no trial has a score")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = (folder / "losses.png", folder / "ranking.png")
+    for path, figure in zip(paths, (losses_by_share(known), ranking(known)), strict=True):
+        figure.savefig(path, dpi=_DPI)
+    return paths
+
+
+def losses_by_share(known: Facts) -> Any:
+    """One panel per domain: its eval loss against its share, a point per trial of the search."""
+    matplotlib, new = _matplotlib()
+    size = len(known.domains)
+    columns = min(size, 3 if size != 4 else 2)
+    rows = math.ceil(size / columns)
+    trials = [t for t in known.history.ranking() if t.result is not None]
+    with matplotlib.rc_context(_STYLE):
+        figure = new(figsize=(3.1 * columns + 0.4, 2.5 * rows + 0.7))
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, name in zip(axes, known.domains, strict=False):
+            _panel(axis, known, name, trials)
+        for axis in axes[size:]:
+            axis.set_visible(False)
+        for axis in axes[::columns]:
+            axis.set_ylabel("eval loss (nats per token)")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+    return figure
+
+
+def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
+    best = known.winner
+    base = domain_losses(known.base).get(name)
+    methods = dict.fromkeys(t.method for t in trials if t.role is not Role.BASELINE)
+    values = {t.number: _loss(t, name) for t in trials}
+    for i, method in enumerate(methods):
+        own = [t for t in trials if t.method == method and t.role is not Role.BASELINE]
+        axis.plot(
+            [_share(t, name) for t in own],
+            [values[t.number] for t in own],
+            linestyle="",
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=4.5,
+            markeredgewidth=0,
+            color=_COLOURS[i % len(_COLOURS)],
+            alpha=0.75,
+            label=method,
+        )
+    hollow = iter(("o", "s", "D", "^", "v", "P", "X"))
+    for trial in (t for t in trials if t.role is Role.BASELINE):
+        axis.plot(
+            [_share(trial, name)],
+            [values[trial.number]],
+            linestyle="",
+            marker=next(hollow, "o"),
+            markersize=7,
+            markerfacecolor="none",
+            markeredgecolor="black",
+            label=label(trial),
+        )
+    if best is not None and best.number in values:
+        axis.plot(
+            [_share(best, name)],
+            [values[best.number]],
+            linestyle="",
+            marker="*",
+            markersize=12,
+            color=_WINNER,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            label=f"best: {label(best)}",
+            zorder=5,
+        )
+    if base is not None:
+        axis.axhline(base, color=_GREY, linestyle="--", linewidth=1, label="untrained model")
+    axis.set_title(name)
+    axis.set_xlabel("share of the budget")
+    axis.set_xlim(-0.02, max(_share(t, name) for t in trials) * 1.06 + 0.02)
+
+
+def ranking(known: Facts, rows: int = 20) -> Any:
+    """Confirmed mixtures with every fresh seed, mean and standard deviation, on eval and test.
+
+    Before any confirmation: the scores of the search.
+    """
+    matplotlib, new = _matplotlib()
+    groups = confirmed(known.history)
+    by_number = {t.number: t for t in known.history}
+    if groups:
+        scores = {
+            number: {
+                split: np.array(
+                    [known.score(t.result.metrics, split, t.mixture) for t in trials if t.result]
+                )
+                for split in ("eval", "test")
+            }
+            for number, trials in groups.items()
+        }
+        title = f"Confirmed with fresh seeds ({max(map(len, groups.values()))} each)"
+    else:
+        scores = {t.number: {"eval": np.array([t.score])} for t in known.history.ranking()[:rows]}
+        title = "Search scores (one seed each)"
+    order = sorted(scores, key=lambda n: float(scores[n]["eval"].mean()), reverse=True)
+    best = known.winner
+    with matplotlib.rc_context(_STYLE):
+        figure = new(figsize=(7.2, 0.42 * len(order) + 1.5))
+        axis = figure.subplots()
+        for place, number in enumerate(order):
+            for i, (split, values) in enumerate(scores[number].items()):
+                # Without a test split there is nothing to draw for it.
+                if np.all(np.isfinite(values)):
+                    _spread(
+                        axis, place + 0.14 * (0.5 - i) * (len(scores[number]) - 1), split, values
+                    )
+        axis.set_yticks(range(len(order)), [_tick(by_number[n]) for n in order])
+        for tick, number in zip(axis.get_yticklabels(), order, strict=True):
+            if best is not None and number == best.number:
+                tick.set_color(_WINNER)
+                tick.set_fontweight("bold")
+        axis.set_ylim(-0.6, len(order) - 0.4)
+        axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.set_xlabel(f"{known.objective.aggregate} loss (nats per token); lower is better")
+        axis.set_title(title, loc="left")
+        handles, labels = axis.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        if len(unique) > 1:
+            figure.legend(
+                unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique)
+            )
+    return figure
+
+
+def _spread(axis: Any, height: float, split: str, values: Vector) -> None:
+    """Every seed as a small dot, the mean as a large one, a bar of one standard deviation."""
+    colour = _COLOURS[0] if split == "eval" else _COLOURS[1]
+    marker = "o" if split == "eval" else "s"
+    if len(values) > 1:
+        seeds = np.full(len(values), height)
+        axis.plot(values, seeds, linestyle="", marker="|", markersize=7, color=colour, alpha=0.7)
+    axis.errorbar(
+        values.mean(),
+        height,
+        xerr=values.std(ddof=1) if len(values) > 1 else None,
+        color=colour,
+        marker=marker,
+        markersize=5.5,
+        linewidth=1.4,
+        linestyle="",
+        capsize=2.5,
+        label=f"{split}: mean, sd and seeds" if len(values) > 1 else split,
+    )
+
+
+def _tick(trial: Trial) -> str:
+    """Name and, while there is room for them, shares."""
+    shares = trial.mixture.as_dict()
+    if len(shares) > 5:
+        return label(trial)
+    written = " ".join(f"{name} {share:.2f}".replace(" 0.", " .") for name, share in shares.items())
+    return f"{label(trial)}\n{written}"
+
+
+def _share(trial: Trial, name: str) -> float:
+    return trial.mixture.as_dict().get(name, 0.0)
+
+
+def _loss(trial: Trial, name: str) -> float:
+    metrics = trial.result.metrics if trial.result is not None else {}
+    return metrics.get(f"eval/{name}/loss", math.nan)
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """matplotlib (loaded late: half a second) and a maker of figures that needs no display."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def new(**settings: Any) -> Figure:
+        figure = Figure(**settings)
+        FigureCanvasAgg(figure)
+        return figure
+
+    return matplotlib, new

@@ -1,0 +1,265 @@
+"""The report of a study as rich renderables; whoever calls prints them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from raymix.core.job import Status
+from raymix.core.trial import Role, Trial
+from raymix.report.facts import Facts, facts, label, repeats
+from raymix.report.verdict import Verdict, verdict
+from raymix.study.confirm import confirmed
+from raymix.study.objective import domain_losses
+from raymix.study.record import Record, costs
+
+_ROWS = 15
+_MOST_COLUMNS = 8
+"""Above this many domains only the `_SHOWN` largest shares are written, in one column."""
+
+_SHOWN = 4
+
+
+def report(record: Record, rows: int = _ROWS) -> Group:
+    """Ranking, confirmations, the winner by domain, verdict and costs of a study."""
+    known = facts(record)
+    said = verdict(repeats(known))
+    parts: list[RenderableType] = [headline(known)]
+    if known.history.ranking():
+        parts.append(ranking(known, rows))
+    if confirmed(known.history):
+        parts.append(confirmations(known))
+    if said.comparisons:
+        parts.append(comparisons(said))
+    if known.winner is not None:
+        parts.append(winner_by_domain(known, known.winner))
+    parts.append(spending(known))
+    parts.append(Text(said.sentence, style="bold"))
+    return Group(*parts)
+
+
+def headline(known: Facts) -> Text:
+    """How many trials, how they ended, and what was minimised."""
+    told = len(known.history) - known.pending
+    text = f"{told} trials told"
+    text += f", {known.failures} failed" if known.failures else ""
+    text += f", {known.pending} open" if known.pending else ""
+    goal = known.objective
+    text += f"; objective: {goal.aggregate} eval loss (nats per token, lower is better)"
+    text += f" + {goal.kl_to_prior:g} KL to prior" if goal.kl_to_prior else ""
+    text += "".join(f"; {guard}" for guard in goal.constraints)
+    return Text(text + f"; data and settings {known.fingerprint}")
+
+
+def ranking(known: Facts, rows: int = _ROWS) -> Table:
+    """The best trials of the search, one seed each, and the model before training."""
+    title = "Ranking of the search (one seed, eval)"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("trial")
+    _share_columns(table, known)
+    plain = known.objective.aggregate == "mean" and not known.objective.kl_to_prior
+    for name in (*(() if plain else ("score",)), "mean", "worst", "imbalance", "regressed"):
+        table.add_column(name, justify="right")
+    table.add_column("remark")
+    ranked = known.history.ranking()
+    best = known.winner
+    for place, trial in enumerate(ranked, start=1):
+        if place > rows and trial.role is not Role.BASELINE and trial != best:
+            continue
+        style = "bold green" if best is not None and trial.number == best.number else ""
+        table.add_row(
+            str(place),
+            label(trial),
+            *_shares(known, trial),
+            *(() if plain else (_number(trial.score),)),
+            *_summary(trial),
+            _remark(trial),
+            style=style,
+        )
+    if len(ranked) > rows:
+        table.caption = f"best {rows} of {len(ranked)}, and the baselines"
+    if known.base:
+        blank = [""] * (len(_share_names(known)) + (not plain))
+        base = known.base
+        mean, worst = (_number(base.get(f"eval/{n}", math.nan)) for n in ("mean", "worst"))
+        table.add_row("", "untrained model", *blank, mean, worst, "", "", "", style="dim")
+    return table
+
+
+def confirmations(known: Facts) -> Table:
+    """Confirmed mixtures with fresh seeds, eval and test: mean and standard deviation."""
+    groups = confirmed(known.history)
+    by_number = {t.number: t for t in known.history}
+    most = max(map(len, groups.values()))
+    title = f"Confirmed with {most} fresh seeds (mean ± standard deviation over seeds)"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("trial")
+    _share_columns(table, known)
+    for name in ("seeds", "eval", "test", "worst (eval)", "imbalance", "regressed"):
+        table.add_column(name, justify="right")
+    best = known.winner
+    order = sorted(groups, key=lambda n: (-len(groups[n]), np.mean([t.score for t in groups[n]])))
+    for number in order:
+        trials = groups[number]
+        splits = [
+            [known.score(t.result.metrics, split, t.mixture) for t in trials if t.result]
+            for split in ("eval", "test")
+        ]
+        others = [
+            [t.result.metrics.get(f"eval/{name}", math.nan) for t in trials if t.result]
+            for name in ("worst", "imbalance", "regressed")
+        ]
+        table.add_row(
+            label(by_number[number]),
+            *_shares(known, by_number[number]),
+            str(len(trials)),
+            *(_spread(values) for values in splits),
+            *(
+                _number(float(np.mean(values)), 1 if i == 2 else 3)
+                for i, values in enumerate(others)
+            ),
+            style="bold green" if best is not None and number == best.number else "",
+        )
+    return table
+
+
+def comparisons(said: Verdict) -> Table:
+    """Every confirmed mixture against proportional and uniform."""
+    table = Table(
+        title=f"Against the baselines ({said.split} losses; shared seeds as blocks)",
+        title_justify="left",
+        header_style="bold",
+        caption=(
+            f"noise of one training {said.noise:.3g} ({said.freedom} degrees of freedom); least "
+            f"detectable difference {said.detectable:.3g}. p: Holm. The intervals hold jointly "
+            "(Bonferroni), so one may reach 0 where Holm's sharper test still sees a difference."
+        ),
+        caption_justify="left",
+    )
+    table.add_column("trial")
+    table.add_column("against")
+    for name in ("difference", "95% interval", "p"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    styles = {"better": "green", "worse": "red", "not distinguishable": "dim"}
+    for c in said.comparisons:
+        table.add_row(
+            c.name,
+            c.baseline,
+            f"{c.difference:+.4f}",
+            f"{c.low:+.4f} to {c.high:+.4f}",
+            "<.001" if c.p < 0.001 else f"{c.p:.3f}",
+            Text(c.word, style=styles[c.word]),
+        )
+    return table
+
+
+def winner_by_domain(known: Facts, best: Trial) -> Table:
+    """The winner's shares, what was drawn, and each domain's loss against the untrained model."""
+    trials = confirmed(known.history).get(best.number, (best,))
+    metrics = [t.result.metrics for t in trials if t.result is not None]
+    means = {
+        split: {
+            name: float(np.mean([domain_losses(m, split).get(name, math.nan) for m in metrics]))
+            for name in known.domains
+        }
+        for split in ("eval", "test")
+    }
+    drawn = {d.domain: d for d in best.result.realised} if best.result is not None else {}
+    table = Table(
+        title=f"{label(best)} by domain (losses: mean of {len(metrics)})",
+        title_justify="left",
+        header_style="bold",
+    )
+    table.add_column("domain")
+    for name in ("share", "realised", "rows", "epochs", "base eval", "eval", "change", "test"):
+        table.add_column(name, justify="right")
+    before = domain_losses(known.base)
+    for name, share in best.mixture.as_dict().items():
+        row, base, now = drawn.get(name), before.get(name, math.nan), means["eval"][name]
+        table.add_row(
+            name,
+            f"{share:.3f}",
+            f"{row.share:.3f}" if row else "",
+            f"{row.rows:,}" if row else "",
+            f"{row.epochs:.2f}" if row else "",
+            _number(base),
+            _number(now),
+            f"{now / base - 1:+.1%}" if base > 0 and math.isfinite(now) else "",
+            _number(means["test"][name]),
+        )
+    return table
+
+
+def spending(known: Facts) -> Table:
+    """What each method has spent, unranked trainings and confirmations included."""
+    table = Table(title="Cost", title_justify="left", header_style="bold")
+    table.add_column("method")
+    for name in ("trials", "steps", "rows", "tokens", "seconds", "GPU hours"):
+        table.add_column(name, justify="right")
+    for method, spent in costs(known.history).items():
+        table.add_row(
+            method,
+            str(sum(t.method == method for t in known.history)),
+            f"{spent.steps:,}",
+            f"{spent.rows:,}",
+            f"{spent.tokens:,}",
+            f"{spent.seconds:,.1f}",
+            f"{spent.gpu_seconds / 3600:.2f}",
+        )
+    return table
+
+
+def _share_names(known: Facts) -> Sequence[str]:
+    return known.domains if len(known.domains) <= _MOST_COLUMNS else ("mixture",)
+
+
+def _share_columns(table: Table, known: Facts) -> None:
+    for name in _share_names(known):
+        table.add_column(name, justify="right", overflow="fold", style="cyan")
+
+
+def _shares(known: Facts, trial: Trial) -> list[str]:
+    shares = trial.mixture.ordered(known.domains).as_dict()
+    if len(shares) <= _MOST_COLUMNS:
+        return [f"{share:.2f}".removeprefix("0") for share in shares.values()]
+    largest = sorted(shares.items(), key=lambda item: -item[1])
+    shown = " ".join(f"{name} {share:.2f}" for name, share in largest[:_SHOWN])
+    return [f"{shown} and {len(largest) - _SHOWN} more"]
+
+
+def _summary(trial: Trial) -> list[str]:
+    metrics = trial.result.metrics if trial.result is not None else {}
+    values = [metrics.get(f"eval/{n}", math.nan) for n in ("mean", "worst", "imbalance")]
+    regressed = metrics.get("eval/regressed", math.nan)
+    return [*(_number(value) for value in values), _number(regressed, 0)]
+
+
+def _remark(trial: Trial) -> str:
+    said = []
+    if trial.violation > 0:
+        said.append(f"guard broken by {trial.violation:.3g}")
+    result = trial.result
+    if result is not None and result.status is Status.STOPPED:
+        part = f" at {result.curve[-1].progress:.0%}" if result.curve else ""
+        said.append(f"stopped{part}")
+    if trial.role is Role.BASELINE and trial.proposal.note["projected"]:
+        said.append("nearest that bounds and caps allow")
+    return "; ".join(said)
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values or not np.all(np.isfinite(values)):
+        return "–"
+    mean = _number(float(np.mean(values)))
+    return f"{mean} ± {float(np.std(values, ddof=1)):.3f}" if len(values) > 1 else mean

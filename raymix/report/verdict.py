@@ -1,0 +1,202 @@
+"""Is the winner better than the baselines, or is that the noise of training?
+
+Scores y[m, s] of mixture m under seed s follow the additive model mixture + seed + noise: equal
+seeds draw nearly the same rows in nearly the same order, so a seed is a block. The variance of the
+noise is pooled over all mixtures, with (M-1)(S-1) degrees of freedom when no training is missing
+(least squares in general). Tests are two-sided t tests with Holm's correction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymix.core.simplex import Vector
+from raymix.report.facts import Repeats
+
+LEVEL = 0.05
+"""Probability, over all comparisons together, of calling pure noise a difference."""
+
+POWER = 0.8
+
+REFERENCES = ("proportional", "uniform")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A mixture against a baseline: `difference` < 0 says that the mixture is better.
+
+    In nats per token. `low` to `high` is the interval that holds the truth in 95% of studies, for
+    all comparisons of the study at once (Bonferroni). `p` is corrected by Holm's method.
+    """
+
+    name: str
+    baseline: str
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def word(self) -> str:
+        """Better, worse or not distinguishable."""
+        if not self.p < LEVEL:
+            return "not distinguishable"
+        return "better" if self.difference < 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the confirmations say, in nats per token; NaN where nothing can be told.
+
+    `noise`: standard deviation of one training. `detectable`: the least true difference that a
+    study like this one finds in 4 of 5 cases.
+    """
+
+    split: str
+    comparisons: tuple[Comparison, ...]
+    noise: float
+    freedom: int
+    detectable: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The additive model fitted to scores [M, S]: effects [M] of the mixtures, noise variance.
+
+    `covariance` [M, M] of the effects is in units of the variance; only differences of effects
+    mean something.
+    """
+
+    effects: Vector
+    variance: float
+    freedom: int
+    covariance: Vector
+
+    def error(self, a: int, b: int) -> float:
+        """Standard error of the difference between two mixtures."""
+        c = self.covariance
+        return math.sqrt(max(0.0, self.variance * float(c[a, a] + c[b, b] - 2 * c[a, b])))
+
+
+def fit(scores: Vector) -> Fit | None:
+    """Least squares of mixture + seed effects; None when no degree of freedom is left for noise."""
+    methods, seeds = scores.shape
+    rows, columns = np.nonzero(np.isfinite(scores))
+    design = np.zeros((len(rows), methods + seeds - 1))
+    design[np.arange(len(rows)), rows] = 1.0
+    later = columns > 0
+    design[np.nonzero(later)[0], methods + columns[later] - 1] = 1.0
+    rank = int(np.linalg.matrix_rank(design))
+    freedom = len(rows) - rank
+    # With a lower rank the table falls apart into groups that share no seed.
+    if rank < methods + seeds - 1 or freedom < 1:
+        return None
+    inverse = np.linalg.pinv(design.T @ design)
+    values = scores[rows, columns]
+    effects = inverse @ design.T @ values
+    rest = values - design @ effects
+    # What float rounding leaves of an exact fit is no noise.
+    variance = float(rest @ rest) / freedom
+    if variance < (1e-12 * float(np.abs(values).max())) ** 2:
+        variance = 0.0
+    return Fit(effects[:methods], variance, freedom, inverse[:methods, :methods])
+
+
+def holm(p: Sequence[float]) -> tuple[float, ...]:
+    """Holm's corrected p values (Scandinavian Journal of Statistics 6, 1979)."""
+    found = [0.0] * len(p)
+    worst = 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        found[i] = worst
+    return tuple(found)
+
+
+def verdict(table: Repeats | None) -> Verdict:
+    """Compare every confirmed mixture with proportional and uniform."""
+    if table is None:
+        return _silent("eval", "Cannot tell: no mixture was confirmed with fresh seeds.")
+    pairs = _pairs(table)
+    if not pairs:
+        return _silent(table.split, "Cannot tell: there is nothing to compare with a baseline.")
+    fitted = fit(table.scores)
+    if fitted is None:
+        return _silent(
+            table.split,
+            f"Cannot tell: {_seeds(table)} per mixture leaves nothing to measure the noise with; "
+            "confirm with at least 2 (search.confirm.seeds).",
+        )
+    return _tested(table, pairs, fitted)
+
+
+def _pairs(table: Repeats) -> list[tuple[int, int]]:
+    """Rows of mixture and baseline; two names for one mixture are one comparison."""
+    bases = [table.baselines[name] for name in REFERENCES if name in table.baselines]
+    rows = [row for row in range(len(table.names)) if row not in bases]
+    return [(row, base) for base in dict.fromkeys(bases) for row in rows]
+
+
+def _tested(table: Repeats, pairs: list[tuple[int, int]], fitted: Fit) -> Verdict:
+    from scipy import optimize, stats
+
+    law = stats.t(fitted.freedom)
+    # Bonferroni for intervals and planning: simple, and never more lenient than Holm.
+    critical = float(law.ppf(1 - LEVEL / (2 * len(pairs))))
+    differences = [float(fitted.effects[row] - fitted.effects[base]) for row, base in pairs]
+    errors = [fitted.error(row, base) for row, base in pairs]
+    raw = [
+        float(2 * law.sf(abs(d) / se)) if se > 0 else float(abs(d) < 1e-9)
+        for d, se in zip(differences, errors, strict=True)
+    ]
+    names = table.names
+    comparisons = tuple(
+        Comparison(names[row], names[base], d, d - critical * se, d + critical * se, p)
+        for (row, base), d, se, p in zip(pairs, differences, errors, holm(raw), strict=True)
+    )
+    needed = optimize.brentq(
+        lambda shift: stats.nct.sf(critical, fitted.freedom, shift) - POWER, 0.0, 20 * critical
+    )
+    detectable = float(needed) * max(errors)
+    return Verdict(
+        split=table.split,
+        comparisons=comparisons,
+        noise=math.sqrt(fitted.variance),
+        freedom=fitted.freedom,
+        detectable=detectable,
+        sentence=_sentence(table, comparisons, detectable),
+    )
+
+
+def _sentence(table: Repeats, comparisons: tuple[Comparison, ...], detectable: float) -> str:
+    best = table.names[table.best]
+    own = [c for c in comparisons if c.name == best]
+    said = ""
+    if not own:
+        said = f"The baseline {best} is the best mixture found; the nearest other one, "
+        best = min(comparisons, key=lambda c: c.difference).name
+        own = [c for c in comparisons if c.name == best]
+    said += f"{best} is {' and '.join(_phrase(c) for c in own)}"
+    said += f" ({table.split} losses, {_seeds(table)}; least detectable: {detectable:.3g})."
+    if table.split == "eval":
+        said += " Eval also guided the search, so this flatters the winner; add a test split."
+    return said
+
+
+def _phrase(c: Comparison) -> str:
+    if c.word == "not distinguishable":
+        return f"not distinguishable from {c.baseline} ({c.difference:+.3g})"
+    return f"{c.word} than {c.baseline} by {abs(c.difference):.3g} nats per token"
+
+
+def _seeds(table: Repeats) -> str:
+    count = len(table.seeds)
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _silent(split: str, sentence: str) -> Verdict:
+    return Verdict(split, (), math.nan, 0, math.nan, sentence)

@@ -1,0 +1,146 @@
+"""The description of an experiment: from Python and YAML alike, wrong ones refused by name."""
+
+import json
+
+import pytest
+
+from raymix.core.errors import ConfigError, MixtureError, RaymixError
+from raymix.core.mixture import Domain, Unit
+from raymix.experiment.build import plan, prepare, space
+from raymix.experiment.config import Experiment
+from raymix.experiment.load import apply, dump, load, to_yaml
+
+
+def test_yaml_and_python_are_the_same_experiment(plain, written):
+    assert load(written) == Experiment.model_validate(plain) == Experiment(**plain)
+
+
+def test_an_experiment_survives_its_own_yaml(plain, tmp_path):
+    experiment = Experiment.model_validate(plain)
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(experiment))
+    assert load(again) == experiment
+    assert Experiment.model_validate(dump(experiment)) == experiment
+
+
+def test_overrides_set_one_key(written):
+    experiment = load(
+        written, ["search.num_trials=5", "datasets.1.domain=other", "mixture.budget=1.5k"]
+    )
+    assert experiment.search.num_trials == 5
+    assert experiment.names[1] == "other"
+    assert experiment.mixture.budget == 1500
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("search.num_trails=5", "unknown key 'search.num_trails'; did you mean 'num_trials'"),
+        ("trainning.learning_rate=1", "unknown key 'trainning'; did you mean 'training'"),
+        ("training.learning_rat=1", "did you mean 'learning_rate'"),
+        ("training.num_train_epochs=3", "mixture.budget"),
+        ("mixture.budget=0", "mixture.budget"),
+        ("mixture.budget=-5", "mixture.budget"),
+        ("mixture.budget=lots", "got 'lots'"),
+        ("mixture.unit=words", "mixture.unit"),
+        ("mixture.bounds={cpoy: [0, 1]}", "mixture.bounds: unknown domain 'cpoy'"),
+        ("mixture.bounds={copy: [0.6, 0.2]}", "bounds of 'copy'"),
+        ("datasets.1.domain=copy", "domain 'copy' is described twice"),
+        ("datasets.1.domain=a/b", "domain 'a/b' must be made of letters"),
+        ("datasets.1.pth=x", "unknown key 'datasets.1.pth'; did you mean 'path'"),
+        ("cluster.num_workers=0", "cluster.num_workers"),
+        ("study.seed=-1", "study.seed"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(written, override, said):
+    with pytest.raises(ConfigError) as refused:
+        load(written, [override])
+    assert said in str(refused.value)
+    assert str(written) in str(refused.value)
+
+
+def test_a_wrong_key_in_the_file_is_named_with_its_line(written):
+    text = written.read_text().replace("num_trials:", "num_trails:")
+    written.write_text(text)
+    line = next(i for i, row in enumerate(text.splitlines(), 1) if "num_trails" in row)
+    with pytest.raises(ConfigError, match=rf"mix\.yaml:{line}: unknown key 'search\.num_trails'"):
+        load(written)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path, written):
+    with pytest.raises(ConfigError, match=r"no experiment file .*did you mean .*mix\.yaml"):
+        load(tmp_path / "mxi.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("study: [1, 2")
+    with pytest.raises(ConfigError, match="line 1"):
+        load(broken)
+    with pytest.raises(ConfigError, match="key=value"):
+        apply({}, "search.num_trials")
+
+
+def test_warmup_ratio_is_understood_with_a_warning(written):
+    with pytest.warns(FutureWarning, match="warmup_steps"):
+        experiment = load(written, ["training.warmup_ratio=0.1"])
+    assert experiment.training.warmup_steps == 0.1
+
+
+@pytest.mark.parametrize(
+    ("searcher", "said"),
+    [
+        ("dirichlte", "no searcher 'dirichlte'; known: dirichlet"),
+        ({"type": "dirichlet", "stren": 1}, "'dirichlet' has no field 'stren'; known: centre"),
+        ({"type": "optuna", "sampler": "nope"}, "Optuna.sampler must be tpe or gp"),
+        ("nowhere:Thing", "cannot import 'nowhere:Thing'"),
+    ],
+)
+def test_an_unknown_searcher_is_refused(plain, searcher, said):
+    plain["search"]["searchers"] = [searcher]
+    experiment = Experiment.model_validate(plain)
+    domains = tuple(Domain(name, 10, 100, 50) for name in experiment.names)
+    with pytest.raises(RaymixError, match=said):
+        plan(experiment, space(experiment, domains))
+
+
+def test_the_space_follows_the_description(plain):
+    plain["mixture"] = {
+        "unit": "tokens",
+        "budget": "1k",
+        "prior": {"copy": 0.5, "cipher": 0.5},
+        "bounds": {"copy": [0.1, 0.7]},
+        "max_epochs": {"mirror": 2},
+    }
+    experiment = Experiment.model_validate(plain)
+    domains = tuple(Domain(name, 10, 100, 50) for name in experiment.names)
+    found = space(experiment, domains)
+    assert found.budget.unit is Unit.TOKENS
+    assert found.prior.as_dict() == {"copy": 0.5, "cipher": 0.5, "mirror": 0.0}
+    assert (found.lower, found.upper) == ((0.1, 0.0, 0.0), (0.7, 1.0, 1.0))
+    assert found.ceiling().tolist() == [0.7, 1.0, 0.2]
+
+
+def test_caps_that_leave_no_mixture_say_how_much_is_missing(plain):
+    plain["mixture"] = {"unit": "tokens", "budget": 1000, "max_epochs": 2}
+    experiment = Experiment.model_validate(plain)
+    domains = tuple(Domain(name, 10, 100, 50) for name in experiment.names)
+    with pytest.raises(MixtureError, match="400 tokens short"):
+        space(experiment, domains)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        (None, "holds no config.json"),
+    ],
+)
+def test_a_model_that_cannot_be_tuned_is_refused_before_work(plain, tmp_path, change, said):
+    model = tmp_path / "model"
+    model.mkdir()
+    if change is not None:
+        (model / "config.json").write_text(json.dumps(change))
+    plain["model_name_or_path"] = str(model)
+    with pytest.raises(ConfigError, match=said):
+        prepare(Experiment.model_validate(plain))
+    plain["model_name_or_path"] = str(tmp_path / "absent")
+    with pytest.raises(ConfigError, match="no folder"):
+        prepare(Experiment.model_validate(plain))
