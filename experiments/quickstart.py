@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from raymix.cli import finish, run
 from raymix.experiment.config import Experiment
 from raymix.testing.suite import RECIPE, write_suite
 
@@ -57,6 +58,7 @@ def main(
 ) -> None:
     """Tune the embedded suite and show what came of it."""
     experiment = describe(folder, domains, trials, seeds, seed)
+    finish(experiment, run(experiment, resume))
 
 
 if __name__ == "__main__":

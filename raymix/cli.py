@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,8 @@ from rich.console import Console
 
 from raymix.core.errors import ConfigError, RaymixError
 from raymix.core.mixture import Mixture
+from raymix.experiment.config import Experiment
+from raymix.experiment.run import Outcome
 
 app = typer.Typer(
     help="Finds the mixture of supervised fine-tuning data.",
@@ -98,21 +99,85 @@ def tune(
 
         experiment = load(config, overrides or ())
         try:
-            show(experiment_tune(experiment, resume))
+            finish(experiment, run(experiment, resume))
         except KeyboardInterrupt:
             again = " ".join(["raymix tune", str(config), *(overrides or ()), "--resume"])
-            errors.print(f"\nstopped; the history is whole. Go on with: [bold]{again}[/]")
+            errors.print(f"\nstopped; the history is whole. Go on with:\n  {again}", soft_wrap=True)
             raise typer.Exit(130) from None
+
+
+def run(experiment: Experiment, resume: bool = False) -> Outcome:
+    """Run a study with the live table on this terminal."""
+    from raymix.experiment.build import trials_planned
+    from raymix.experiment.run import tune as run_study
+    from raymix.track.live import LiveTable
+
+    with LiveTable(trials_planned(experiment), console) as live:
+        return run_study(experiment, resume, (live,))
+
+
+def finish(experiment: Experiment, outcome: Outcome) -> None:
+    """Print the report, where everything lies, and how to look at it."""
+    from raymix.report.table import report as tell
+    from raymix.study.record import read
+
+    console.print(tell(read(outcome.folder)))
+    console.print(f"best mixture  {outcome.folder / 'best_mixture.yaml'}", soft_wrap=True)
+    console.print(f"figures       {outcome.folder / 'figures'}", soft_wrap=True)
+    if experiment.tracking.report_to == "mlflow":
+        uri = experiment.tracking.tracking_uri
+        console.print(f"compare       mlflow ui --backend-store-uri {uri}", soft_wrap=True)
 
 
 @app.command()
 def status(folder: Folder) -> None:
-    """Say how far a study is and what is best so far."""
+    """Say how far a study is and what is best so far; it may be running."""
     with _told():
-        from raymix.report.table import status_table
+        from raymix.report.facts import facts
+        from raymix.report.table import headline, ranking
         from raymix.study.record import read
 
-        console.print(status_table(read(folder)))
+        known = facts(read(folder))
+        console.print(headline(known))
+        if known.history.ranking():
+            console.print(ranking(known))
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Print ranking, spread and verdict; write the figures and the best mixture."""
+    with _told():
+        from raymix.report.table import report as tell
+        from raymix.report.write import write_report
+        from raymix.study.record import read
+
+        record = read(folder)
+        console.print(tell(record))
+        for path in write_report(record, folder):
+            console.print(f"written: {path}", soft_wrap=True)
+
+
+@app.command()
+def train(
+    config: Config,
+    save: Annotated[Path, typer.Option(help="Folder for the model.")],
+    overrides: Overrides = None,
+    mixture: Annotated[str, typer.Option(help="A best_mixture.yaml; default: the prior.")] = "",
+    weights: Weights = "",
+) -> None:
+    """Train once on one mixture and save a model that transformers loads."""
+    with _told():
+        from raymix.experiment.load import load
+        from raymix.experiment.run import train as run_training
+        from raymix.experiment.tables import trained_table
+        from raymix.report.best import read_best
+
+        if mixture and weights:
+            raise ConfigError("give --mixture or --weights, not both")
+        chosen = read_best(mixture).mixture if mixture else _mixture(weights)
+        result = run_training(load(config, overrides or ()), chosen, save)
+        console.print(trained_table(result))
+        console.print(f"model  {save}", soft_wrap=True)
 
 
 def main() -> None:
@@ -125,7 +190,7 @@ def _mixture(weights: str) -> Mixture | None:
         return None
     shares: dict[str, float] = {}
     for part in weights.split(","):
-        name, equals, share = part.partition("=")
+        name, _, share = part.partition("=")
         try:
             shares[name.strip()] = float(share)
         except ValueError:
@@ -134,4 +199,4 @@ def _mixture(weights: str) -> Mixture | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -95,15 +95,25 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+_LEVELS = {
+    # Only what is wrong reaches the screen: the live table replaces Ray's output.
+    "ray": logging.ERROR,
+    "ray.tune": logging.ERROR,
+    "ray.train": logging.ERROR,
+    # These two speak of files and of trials that only Tune misses when a study ends early.
+    "ray.tune.execution.experiment_state": logging.CRITICAL,
+    "ray.tune.tune": logging.CRITICAL,
+}
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Only what is wrong reaches the screen from Ray: the live table replaces its output."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Give Ray's loggers our levels for the time of a study."""
+    before = {name: logging.getLogger(name).level for name in _LEVELS}
+    for name, level in _LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -22,7 +22,7 @@ PATIENCE = 20.0
 
 
 class Trainer(Protocol):
-    """One process of a worker group; see `raymix.train.loop.Worker`."""
+    """One process of a worker group; see `raymix.train.worker.Worker`."""
 
     def run(self, job: TrainJob, report: Callable[[Point], bool]) -> TrainResult:
         """Run one training, on every rank; rank 0's `report` says whether to go on."""

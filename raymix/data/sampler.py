@@ -192,8 +192,9 @@ class Sampler:
         for _ in range(limit):
             soonest = never
             for d in count:
-                if due[d] < soonest and start[d] <= now:
-                    best, soonest = d, due[d]
+                if (tag := due[d]) < soonest and start[d] <= now:
+                    best = d
+                    soonest = tag
             if soonest == never:
                 best = _least_ahead(start, due)
                 if best < 0:

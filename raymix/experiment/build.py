@@ -1,4 +1,4 @@
-"""From an experiment's description to the parts that a study is made of. Loads neither torch nor Ray."""
+"""From an experiment's description to the parts of a study. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raymix.data.prepare import prepare as prepare_data
 from raymix.experiment.config import Experiment, SearcherSettings
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
-from raymix.study.plan import Confirm, Method, Plan
+from raymix.study.plan import Confirm, Method, Plan, baselines
 from raymix.train.config import Setup
 
 
@@ -113,6 +113,14 @@ def plan(experiment: Experiment, within: Space) -> Plan:
         confirm=Confirm(settings.confirm.top_k, settings.confirm.seeds),
         seed=experiment.study.seed,
     )
+
+
+def trials_planned(experiment: Experiment) -> int:
+    """How many trials the study will ask for in all, the base model's evaluation included."""
+    study = plan(experiment, space(experiment, prepare(experiment).domains))
+    fixed, confirm = len(baselines(study)), study.confirm
+    searched = sum(method.num_trials for method in study.methods)
+    return 1 + fixed + searched + (min(confirm.top_k, searched) + fixed) * confirm.seeds
 
 
 def setup(experiment: Experiment, prepared: Prepared) -> Setup:

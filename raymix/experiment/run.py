@@ -17,6 +17,7 @@ from raymix.experiment.build import identity, plan, prepare, setup, space
 from raymix.experiment.config import Experiment
 from raymix.experiment.load import dump, to_yaml
 from raymix.report.write import write_report
+from raymix.study.record import read
 from raymix.study.study import Listener, Study
 from raymix.track.null import About, Ending, NoTracker, Tracker
 
@@ -65,7 +66,7 @@ def tune(
             described.write_text(to_yaml(experiment), encoding="utf-8")
             tracker.artifact(described)
             _run(study, experiment, prepared)
-            for path in write_report(folder):
+            for path in write_report(read(folder), folder):
                 tracker.artifact(path)
             tracker.artifact(folder / "history.jsonl")
         return Outcome(folder, study.history, study.best())
@@ -120,8 +121,8 @@ def _run(study: Study, experiment: Experiment, prepared: Prepared) -> None:
     tune_study(study, parts, experiment.cluster, experiment.search.early_stopping)
 
 
-def train(experiment: Experiment, mixture: Mixture, save: str | Path) -> TrainResult:
-    """One training on `mixture` in this process; the model is saved to the folder `save`.
+def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> TrainResult:
+    """One training on `mixture` (None: the prior) in this process; the model goes to `save`.
 
     The test split is evaluated at the end, where there is one.
 
@@ -138,7 +139,7 @@ def train(experiment: Experiment, mixture: Mixture, save: str | Path) -> TrainRe
         )
     prepared = prepare(experiment)
     within = space(experiment, prepared.domains)
-    chosen = mixture.ordered(within.names)
+    chosen = (mixture or within.prior).ordered(within.names)
     job = TrainJob(
         trial=0,
         stages=plan(experiment, within).strategy.stages(chosen, within.budget, {}),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raymix.core.job import TrainResult
 from raymix.data.prepared import Prepared
 from raymix.experiment.estimate import Estimate
 from raymix.experiment.preview import Preview
@@ -18,22 +21,27 @@ def prepared_table(prepared: Prepared) -> RenderableType:
     """
     table = Table(title="data", title_justify="left")
     for name in ("domain", "split"):
-        table.add_column(name)
-    for name in ("rows", "dropped", "truncated", "tokens", "loss tokens", "also in train"):
-        table.add_column(name, justify="right")
+        table.add_column(name, no_wrap=True)
+    for name in ("rows", "dropped", "cut", "tokens", "loss tokens", "in train"):
+        table.add_column(name, justify="right", no_wrap=True)
     samples: list[RenderableType] = []
+    reasons: Counter[str] = Counter()
     for part in prepared.parts:
         for split, counts in part.counts.items():
-            dropped = ", ".join(f"{n} {reason}" for reason, n in counts.dropped.items() if n)
+            reasons.update(counts.dropped)
             shared = "" if split == "train" else f"{counts.overlap:,}"
-            cells = (f"{counts.truncated:,}", f"{counts.tokens:,}", f"{counts.loss_tokens:,}")
-            table.add_row(part.domain, split, f"{counts.kept:,}", dropped or "0", *cells, shared)
+            cells = (f"{sum(counts.dropped.values()):,}", f"{counts.truncated:,}")
+            tokens = (_short(counts.tokens), _short(counts.loss_tokens))
+            table.add_row(part.domain, split, f"{counts.kept:,}", *cells, *tokens, shared)
         text = Text(f"{part.domain}  ", style="bold")
         for stretch, bears_loss in part.sample:
             text.append(stretch, style="green" if bears_loss else "dim")
         samples.append(text)
+    why = (f"{number:,} {reason}" for reason, number in reasons.items() if number)
+    notes = [f"dropped: {'; '.join(why)}"] if reasons.total() else []
     lines: list[RenderableType] = [
         table,
+        *(Text(note) for note in notes),
         Text("\nfirst train row of each domain; green bears loss", style="italic"),
         *samples,
     ]
@@ -81,6 +89,34 @@ def estimate_table(estimate: Estimate) -> RenderableType:
     time = "time unknown" if estimate.seconds is None else f"about {_duration(estimate.seconds)}"
     words = f"{time} on {estimate.pools} pool(s); model: {size}; {estimate.basis}"
     return Group(table, Text(words))
+
+
+def trained_table(result: TrainResult) -> RenderableType:
+    """What a single training drew and where it ended."""
+    table = Table(title=f"trained: {result.spent.steps:,} steps, {result.spent.seconds:.0f} s")
+    table.title_justify = "left"
+    table.add_column("domain")
+    splits = [s for s in ("eval", "test") if any(key.startswith(f"{s}/") for key in result.metrics)]
+    for name in ("share", "rows", "epochs", *(f"{split} loss" for split in splits)):
+        table.add_column(name, justify="right")
+    for drawn in result.realised:
+        losses = (result.metrics.get(f"{split}/{drawn.domain}/loss") for split in splits)
+        table.add_row(
+            drawn.domain,
+            f"{drawn.share:.4f}",
+            f"{drawn.rows:,}",
+            f"{drawn.epochs:.2f}",
+            *("" if loss is None else f"{loss:.4f}" for loss in losses),
+        )
+    return table
+
+
+def _short(number: int) -> str:
+    """1,611,072 as 1.61M."""
+    for size, suffix in ((10**9, "B"), (10**6, "M"), (10**4, "k")):
+        if number >= size:
+            return f"{number / (10**3 if suffix == 'k' else size):.3g}{suffix}"
+    return f"{number:,}"
 
 
 def _duration(seconds: float) -> str:

@@ -90,7 +90,9 @@ def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
             label=method,
         )
     hollow = iter(("o", "s", "D", "^", "v", "P", "X"))
-    for trial in (t for t in trials if t.role is Role.BASELINE):
+    for trial in sorted(trials, key=lambda t: t.number):
+        if trial.role is not Role.BASELINE:
+            continue
         axis.plot(
             [_share(trial, name)],
             [values[trial.number]],
@@ -155,7 +157,7 @@ def ranking(known: Facts, rows: int = 20) -> Any:
                     _spread(
                         axis, place + 0.14 * (0.5 - i) * (len(scores[number]) - 1), split, values
                     )
-        axis.set_yticks(range(len(order)), [_tick(by_number[n]) for n in order])
+        axis.set_yticks(range(len(order)), [_tick(by_number[n]) for n in order], fontsize=8)
         for tick, number in zip(axis.get_yticklabels(), order, strict=True):
             if best is not None and number == best.number:
                 tick.set_color(_WINNER)
@@ -175,23 +177,32 @@ def ranking(known: Facts, rows: int = 20) -> Any:
 
 
 def _spread(axis: Any, height: float, split: str, values: Vector) -> None:
-    """Every seed as a small dot, the mean as a large one, a bar of one standard deviation."""
+    """Every seed as a small ring, the mean as a dot, a bar of one standard deviation."""
     colour = _COLOURS[0] if split == "eval" else _COLOURS[1]
     marker = "o" if split == "eval" else "s"
     if len(values) > 1:
         seeds = np.full(len(values), height)
-        axis.plot(values, seeds, linestyle="", marker="|", markersize=7, color=colour, alpha=0.7)
+        axis.plot(
+            values,
+            seeds,
+            linestyle="",
+            marker="o",
+            markersize=3.5,
+            markerfacecolor="white",
+            markeredgecolor=colour,
+            markeredgewidth=0.9,
+            zorder=4,
+        )
     axis.errorbar(
         values.mean(),
         height,
         xerr=values.std(ddof=1) if len(values) > 1 else None,
         color=colour,
         marker=marker,
-        markersize=5.5,
-        linewidth=1.4,
+        markersize=7,
+        linewidth=2.2,
         linestyle="",
-        capsize=2.5,
-        label=f"{split}: mean, sd and seeds" if len(values) > 1 else split,
+        label=f"{split}: mean, sd, each seed (white)" if len(values) > 1 else split,
     )
 
 
@@ -214,7 +225,7 @@ def _loss(trial: Trial, name: str) -> float:
 
 
 def _matplotlib() -> tuple[Any, Any]:
-    """matplotlib (loaded late: half a second) and a maker of figures that needs no display."""
+    """Matplotlib (loaded late: half a second) and a maker of figures that needs no display."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -40,6 +40,37 @@ def report(record: Record, rows: int = _ROWS) -> Group:
         parts.append(winner_by_domain(known, known.winner))
     parts.append(spending(known))
     parts.append(Text(said.sentence, style="bold"))
+    return Group(*parts)
+
+
+def status_table(record: Record) -> Group:
+    """How far a study is: trials by method, what is open, what is best so far."""
+    known = facts(record)
+    planned: Mapping[str, int] = record.header.get("methods", {})
+    table = Table(title="Trials", title_justify="left", header_style="bold")
+    table.add_column("method")
+    for name in ("asked", "planned", "told", "failed"):
+        table.add_column(name, justify="right")
+    for method in dict.fromkeys([*(t.method for t in known.history), *planned]):
+        own = [t for t in known.history if t.method == method]
+        told = sum(not t.pending for t in own)
+        failed = told - sum(t.finished for t in own)
+        limit = str(planned.get(method, ""))
+        table.add_row(method, str(len(own)), limit, str(told), str(failed or ""))
+    parts: list[RenderableType] = [headline(known), table]
+    for number in record.pending:
+        points = record.points[number]
+        last = points[max(points)] if points else None
+        text = f"open: {label(record.trials[number])}, attempt {record.attempts[number] + 1}"
+        if last is not None:
+            mean = _number(last.metrics.get("eval/mean", math.nan))
+            text += f", step {last.step}, {last.progress:.0%} of its budget, eval mean {mean}"
+        parts.append(Text(text))
+    best = known.winner
+    if best is not None:
+        parts.append(
+            Text(f"best so far: {label(best)}, score {_number(best.score)}: {best.mixture}")
+        )
     return Group(*parts)
 
 

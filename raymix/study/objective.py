@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from raymix.core.errors import ConfigError
+from raymix.core.errors import ConfigError, nearest
 from raymix.core.mixture import Mixture
 
 SUMMARY = ("eval/mean", "eval/worst", "eval/imbalance", "eval/regressed")
@@ -201,8 +200,6 @@ def divergence(mixture: Mixture, prior: Mixture) -> float:
 
 
 def _known(name: str, names: Sequence[str], where: str) -> None:
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
-    raise ConfigError(f"{where}: unknown name '{name}'; {hint}")
+    if name not in names:
+        hint = nearest(name, names) or f"; known: {', '.join(names)}"
+        raise ConfigError(f"{where}: unknown name '{name}'{hint}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
+from raymix.core.codec import fingerprint
 from raymix.testing import skills, tiny
 
 _STAMP = "suite.json"
@@ -71,14 +72,24 @@ class SuitePaths:
         return tuple(skills.TRAIN_ROWS[name] / total for name in self.names)
 
 
+@lru_cache(maxsize=32)
 def suite_fingerprint(domains: int = 5, seed: int = 0) -> str:
-    """Hex digest of all that decides the suite's rows and base model, and of the recipe."""
-    digest = hashlib.sha256()
-    for module in (skills, tiny):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    known = {"names": skills.domain_names(domains), "seed": seed, "recipe": asdict(RECIPE)}
-    digest.update(json.dumps(known, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    """16 hexadecimal digits of all that decides rows, base model and training of the suite.
+
+    Made from the rows themselves, not from source text: a comment may change, a row may not.
+    """
+    names = skills.domain_names(domains)
+    rows = {n: {s: skills.domain_rows(n, s, seed) for s in skills.SPLITS} for n in names}
+    known = {
+        "rows": rows,
+        "drill": skills.drill_rows(256, seed),
+        "commands": skills.COMMANDS,
+        "template": tiny.CHAT_TEMPLATE,
+        "design": asdict(tiny.DESIGN),
+        "recipe": asdict(RECIPE),
+        "seed": seed,
+    }
+    return fingerprint(known)
 
 
 def write_suite(folder: Path | str, domains: int = 5, seed: int = 0) -> SuitePaths:
@@ -99,21 +110,21 @@ def write_suite(folder: Path | str, domains: int = 5, seed: int = 0) -> SuitePat
     """
     target = Path(folder)
     names = skills.domain_names(domains)
-    fingerprint = suite_fingerprint(domains, seed)
-    paths = SuitePaths(target, names, seed, fingerprint, skills.objective_weights(names))
-    if _stamp(target) == fingerprint:
+    made_of = suite_fingerprint(domains, seed)
+    paths = SuitePaths(target, names, seed, made_of, skills.objective_weights(names))
+    if _stamp(target) == made_of:
         return paths
     if target.exists() and any(target.iterdir()) and _stamp(target) is None:
         raise FileExistsError(f"{target} holds files and is no skill suite; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         made = Path(scratch) / "suite"
-        _write(made, names, seed, fingerprint)
-        _move(made, target, fingerprint)
+        _write(made, names, seed, made_of)
+        _move(made, target, made_of)
     return paths
 
 
-def _write(folder: Path, names: tuple[str, ...], seed: int, fingerprint: str) -> None:
+def _write(folder: Path, names: tuple[str, ...], seed: int, made_of: str) -> None:
     for name in names:
         (folder / "data" / name).mkdir(parents=True)
         for split in skills.SPLITS:
@@ -121,19 +132,19 @@ def _write(folder: Path, names: tuple[str, ...], seed: int, fingerprint: str) ->
             path = folder / "data" / name / f"{split}.jsonl"
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     tiny.write_model(folder / "model", seed)
-    stamp = {"fingerprint": fingerprint, "names": names, "seed": seed}
+    stamp = {"fingerprint": made_of, "names": names, "seed": seed}
     (folder / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
 
 
-def _move(made: Path, target: Path, fingerprint: str) -> None:
+def _move(made: Path, target: Path, made_of: str) -> None:
     """Puts the suite in its place, unless another process was faster."""
-    if _stamp(target) == fingerprint:
+    if _stamp(target) == made_of:
         return
     shutil.rmtree(target, ignore_errors=True)
     try:
         made.replace(target)
     except OSError:
-        if _stamp(target) != fingerprint:
+        if _stamp(target) != made_of:
             raise
 
 

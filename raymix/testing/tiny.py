@@ -11,6 +11,7 @@ import math
 import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,29 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 
-WIDTH, LAYERS, HEADS, CONTEXT = 48, 2, 4, 128
-PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR, PRETRAIN_WARMUP = 500, 64, 3e-3, 20
 _IGNORE = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Design:
+    """Shape and pretraining of the tiny Llama.
+
+    `version` is to be raised whenever code in this file changes the weights that are written:
+    it is part of the suite's fingerprint. `batch_size` counts examples, `context` tokens.
+    """
+
+    width: int = 48
+    layers: int = 2
+    heads: int = 4
+    context: int = 128
+    steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup_steps: int = 20
+    version: int = 1
+
+
+DESIGN = Design()
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,24 +85,26 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=[f"<|{role}|>" for role in ROLES],
         chat_template=CHAT_TEMPLATE,
         padding_side="right",
-        model_max_length=CONTEXT,
+        model_max_length=DESIGN.context,
         clean_up_tokenization_spaces=False,
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, design: Design = DESIGN
+) -> LlamaForCausalLM:
     """A Llama of about 50,000 parameters with random weights, a function of the seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=CONTEXT,
+        hidden_size=design.width,
+        intermediate_size=2 * design.width,
+        num_hidden_layers=design.layers,
+        num_attention_heads=design.heads,
+        num_key_value_heads=design.heads,
+        max_position_embeddings=design.context,
         tie_word_embeddings=True,
         initializer_range=0.05,  # the default, .02, makes so narrow a model slow to start
         pad_token_id=tokenizer.pad_token_id,
@@ -93,25 +116,30 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         return LlamaForCausalLM(config)
 
 
-def write_model(folder: Path, seed: int, steps: int = PRETRAIN_STEPS) -> None:
+def write_model(folder: Path, seed: int, design: Design = DESIGN) -> None:
     """Builds, pretrains and saves the tiny model and its tokenizer.
 
     Args:
         folder: the model folder; made if it is not there.
         seed: of the weights and of the drill.
-        steps: optimizer steps of pretraining; 0 leaves the random weights.
+        design: shape and pretraining; with 0 steps the weights stay random.
     """
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
-    if steps:
-        pretrain(model, tokenizer, drill_rows(steps * PRETRAIN_BATCH, seed))
+    model = build_model(tokenizer, seed, design)
+    if design.steps:
+        rows = drill_rows(design.steps * design.batch_size, seed)
+        pretrain(model, tokenizer, rows, design)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with _no_progress_bar():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def pretrain(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Row],
+    design: Design = DESIGN,
 ) -> None:
     """One pass over ``rows`` with Adam, in their order, on one thread.
 
@@ -121,15 +149,15 @@ def pretrain(
     import torch
 
     inputs, labels = _encode(tokenizer, rows)
-    steps = len(rows) // PRETRAIN_BATCH
-    optimizer = torch.optim.Adam(model.parameters(), lr=PRETRAIN_LR)
+    size, steps = design.batch_size, len(rows) // design.batch_size
+    optimizer = torch.optim.Adam(model.parameters(), lr=design.learning_rate)
     model.train()
     with _one_thread():
         for step in range(steps):
-            batch = slice(step * PRETRAIN_BATCH, (step + 1) * PRETRAIN_BATCH)
-            warmup = min(1.0, (step + 1) / PRETRAIN_WARMUP)
+            batch = slice(step * size, (step + 1) * size)
+            warmup = min(1.0, (step + 1) / design.warmup_steps)
             decay = 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimizer.param_groups[0]["lr"] = PRETRAIN_LR * warmup * decay
+            optimizer.param_groups[0]["lr"] = design.learning_rate * warmup * decay
             logits = model(input_ids=inputs[batch, :-1]).logits
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), labels[batch, 1:].flatten(), ignore_index=_IGNORE
@@ -169,3 +197,17 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Saving fifty thousand numbers needs no progress bar on stderr."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()

@@ -83,6 +83,7 @@ class MlflowTracker:
         self._runs: dict[int, str] = {}
         self._steps: dict[int, int] = {}
         self._open_trials: set[int] = set()
+        self._whole: set[int] = set()
         self._spent: dict[int, Spent] = {}
         self._best = math.inf
         self._outbox: Outbox[Metric] = Outbox(self._write, self._say)
@@ -154,6 +155,8 @@ class MlflowTracker:
         for run in self._search(mine):
             trial = run.data.tags.get(_TRIAL)
             self._runs[PARENT if trial is None else int(trial)] = run.info.run_id
+            if trial is not None and run.info.status in ("FINISHED", "FAILED"):
+                self._whole.add(int(trial))
         if PARENT in self._runs:
             self._client.update_run(self._runs[PARENT], status="RUNNING")
             return
@@ -235,12 +238,8 @@ class MlflowTracker:
 
     def _catch_up(self, trial: Trial) -> None:
         """Write a trial of a resumed study, unless it is there already."""
-        if trial.number in self._runs:
-            run = self._runs[trial.number]
-            ended: list[bool] = []
-            self._reach(lambda: ended.append(self._client.get_run(run).info.status != "RUNNING"))
-            if all(ended):
-                return
+        if trial.number in self._whole:
+            return
         self._open_trial(trial)
         curve = trial.result.curve if trial.result is not None else ()
         for point in curve:

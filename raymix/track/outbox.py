@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 M = TypeVar("M")
@@ -93,8 +94,7 @@ class Outbox(Generic[M]):
 
     def _send_all(self) -> bool:
         """Write what is there; False when the other side cannot be reached."""
-        while self._entries:
-            entries = self._next()
+        while entries := self._next():
             try:
                 self._send(entries)
             except UnreachableError as error:
@@ -102,29 +102,32 @@ class Outbox(Generic[M]):
                 return False
             except Exception as error:
                 self._once(str(error), str(error))
+            sent = {id(entry) for entry in entries}
             with self._changed:
-                for _ in entries:
-                    self._entries.popleft()
+                self._entries = deque(e for e in self._entries if id(e) not in sent)
         return True
 
     def _next(self) -> list[Batch[M] | Action]:
-        """An action, or all batches of the first one's run before the next action."""
+        """The first entry; with a batch, all others of its run that stand before an action."""
         with self._changed:
-            entries = list(self._entries)
-        if not isinstance(entries[0], Batch):
-            return entries[:1]
-        count = next((i for i, e in enumerate(entries) if not isinstance(e, Batch)), len(entries))
-        return entries[:count]
+            if not self._entries:
+                return []
+            first = self._entries[0]
+            if not isinstance(first, Batch):
+                return [first]
+            batches = takewhile(lambda entry: isinstance(entry, Batch), self._entries)
+            return [e for e in batches if isinstance(e, Batch) and e.run == first.run]
 
     def _send(self, entries: list[Batch[M] | Action]) -> None:
-        values: dict[int, list[M]] = {}
+        values: list[M] = []
         for entry in entries:
             if isinstance(entry, Batch):
-                values.setdefault(entry.run, []).extend(entry.values)
+                values.extend(entry.values)
+                run = entry.run
             else:
                 entry()
-        for run, found in values.items():
-            self._write(run, found)
+        if values:
+            self._write(run, values)
 
     def _once(self, kind: str, message: str) -> None:
         if kind not in self._told:

@@ -36,7 +36,7 @@ from raymix.train.evaluate import HeldOut, evaluate
 from raymix.train.measure import Window, loss_tokens, means, micro, passes
 from raymix.train.model import Model
 from raymix.train.optim import adamw, clip, moments, rate, set_moments
-from raymix.train.pretrained import save, start_from
+from raymix.train.pretrained import Shelf, save, shelf, start_from
 from raymix.train.rng import random_state, restore_random_state
 from raymix.train.shard import fill, together, whole
 from raymix.train.steer import Steering
@@ -83,6 +83,7 @@ class Run:
         self.course = Course(np.zeros(len(job.space.names)))
         self.window = Window(len(job.space.names), self.world.device)
         self.batches: list[Batches] = []
+        self.shelf: Shelf | None = None
         self.lr = 0.0
         self._norms: list[Tensor] = []
         self._pace = _GPU if self.world.device.type == "cuda" else _CPU
@@ -99,14 +100,16 @@ class Run:
         if self.job.stages and self.training.save_steps:
             self._save()
         self._report(1.0, evaluate(self.model, self.kit.held), final=True)
-        if self.job.save is not None:
-            save(self.model, Path(self.job.save), self.kit.setup)
+        if self.shelf is not None:
+            save(self.model, self.shelf)
         return self.result(Status.DONE)
 
     def _begin(self) -> Json | None:
         """Set model, optimizer and seeds; go on from a checkpoint where this trial left one."""
         job = self.job
         self.model.reset(job.seed)
+        if job.save is not None:
+            self.shelf = shelf(Path(job.save), self.model, self.kit.setup)
         if job.start is not None:
             start_from(self.model, Path(job.start))
         set_seed((job.seed + self.world.rank) % 2**32)
@@ -134,22 +137,25 @@ class Run:
             batches.restore(saved["batches"])
             steering.restore(saved["steering"])
         while True:
-            self.lr = self._rate(number)
-            mixture = batches.mixture
+            lr, mixture = self._rate(number), batches.mixture
             items = batches.next_step()
             if not items:
                 break
+            self.lr = lr
             self._step(items, steering)
             course.count(items, steering.loss_weights or mixture)
             self._watch()
-            reports = batches.progress < 1.0 and _every(self.training.eval_steps, course.step)
+            progress = self._progress(number)
+            # The end of the job has its own report and its own checkpoint.
+            reports = progress < 1.0 and _every(self.training.eval_steps, course.step)
+            saves = progress < 1.0 and _every(self.training.save_steps, course.step)
             losses = None
             if reports or steering.wants(Signal.VALIDATION_LOSS, course.step):
                 losses = evaluate(self.model, self.kit.held)
             if steering.due(course.step):
                 _move(batches, steering.update(course.step, self.lr, mixture, losses))
-            goes_on = not reports or self._report(self._progress(number), losses)
-            if self._saves(batches) or (self.training.save_steps and not goes_on):
+            goes_on = not reports or self._report(progress, losses)
+            if saves or (self.training.save_steps and not goes_on):
                 self._save(batches, steering)
             if not goes_on:
                 return False
@@ -248,10 +254,6 @@ class Run:
         if self.kit.test is not None:
             metrics |= _present("test/{}/loss", names, evaluate(self.model, self.kit.test))
         return metrics
-
-    def _saves(self, batches: Batches) -> bool:
-        """Whether a checkpoint is due; the one at the very end is written by `run`."""
-        return batches.progress < 1.0 and _every(self.training.save_steps, self.course.step)
 
     def _save(self, batches: Batches | None = None, steering: Steering | None = None) -> None:
         """Write a checkpoint, between two steps; a collective call."""

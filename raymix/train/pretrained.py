@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -145,8 +146,8 @@ def _materialise(module: nn.Module, world: World) -> None:
     for part in module.modules():
         for name, meta in part.named_parameters(recurse=False, remove_duplicate=False):
             if meta not in made:
-                empty = torch.empty_like(meta, device=world.device)
-                made[meta] = nn.Parameter(empty, requires_grad=meta.requires_grad)
+                zeros = torch.zeros_like(meta, device=world.device)
+                made[meta] = nn.Parameter(zeros, requires_grad=meta.requires_grad)
             setattr(part, name, made[meta])
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, buffer.to(world.device))
@@ -194,15 +195,54 @@ def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
     return found
 
 
-def save(model: Model, folder: Path, setup: Setup) -> None:
+@dataclass(frozen=True)
+class Shelf:
+    """Where a trained model goes, and the tokenizer that goes with it (on rank 0)."""
+
+    folder: Path
+    tokenizer: Any
+
+
+def shelf(folder: Path, model: Model, setup: Setup) -> Shelf:
+    """See before a training that what it makes can be saved; a collective call.
+
+    Raises:
+        TrainingError: there is no tokenizer, or `folder` holds something that is no model.
+    """
+    tokenizer = None
+    with together(model.world):
+        if model.world.first:
+            kept = folder.is_dir() and any(folder.iterdir())
+            if kept and not any((folder / name).exists() for name in _MARKS):
+                raise TrainingError(f"will not save a model to {folder}: it holds something else")
+            tokenizer = _tokenizer(model.path, setup)
+    return Shelf(folder, tokenizer)
+
+
+_MARKS = ("config.json", "adapter_config.json")
+
+
+def _tokenizer(path: str, setup: Setup) -> Any:
+    path = setup.tokenizer or path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=setup.trust_remote_code)
+        if setup.chat_template is not None:
+            tokenizer.chat_template = Path(setup.chat_template).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot load tokenizer '{path}': {error}") from error
+    return tokenizer
+
+
+def save(model: Model, shelf: Shelf) -> None:
     """Write `model` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
 
     Full weights in the dtype that the base came in, or the adapters alone where there are some;
     the tokenizer's files beside them. A collective call.
 
     Raises:
-        CheckpointError: it could not be written; nothing half-written is left under that name.
+        CheckpointError: it could not be written.
     """
+    folder = shelf.folder
     inner = core(model.module)
     weights = {}
     for name, parameter in model.module.named_parameters():
@@ -216,25 +256,24 @@ def save(model: Model, folder: Path, setup: Setup) -> None:
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            inner.config.use_cache, inner.config.dtype = True, model.dtype
-            cast(Any, model.module).save_pretrained(draft, state_dict=weights)
-            _tokenizer(model.path, setup).save_pretrained(draft)
-            shutil.rmtree(folder, ignore_errors=True)
-            draft.replace(folder)
+            with _quiet():
+                cast(Any, model.module).save_pretrained(draft, state_dict=weights)
+            if inner is model.module:
+                # The module itself is fp32 and does not cache; whoever loads it may want both.
+                inner.config.use_cache, inner.config.dtype = True, model.dtype
+                inner.config.save_pretrained(draft)
+            shelf.tokenizer.save_pretrained(draft)
+            folder.mkdir(exist_ok=True)
+            for stale in folder.glob("*.safetensors*"):
+                stale.unlink()
+            for file in draft.iterdir():
+                file.replace(folder / file.name)
+            draft.rmdir()
         except (OSError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise CheckpointError(f"cannot save the model to {folder}: {error}") from error
         finally:
             inner.config.use_cache, inner.config.dtype = False, torch.float32
-
-
-def _tokenizer(path: str, setup: Setup) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(
-        setup.tokenizer or path, trust_remote_code=setup.trust_remote_code
-    )
-    if setup.chat_template is not None:
-        tokenizer.chat_template = Path(setup.chat_template).read_text()
-    return tokenizer
 
 
 @contextmanager

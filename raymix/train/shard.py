@@ -132,6 +132,16 @@ def split(module: nn.Module, blocks: Iterable[nn.Module], world: World, bf16: bo
             part.set_force_sum_reduction_for_comms(True)
 
 
+def reshard(module: nn.Module) -> None:
+    """Let go of gathered weights: FSDP2 keeps the root's after a forward without a backward.
+
+    To be called before shards are written to, else the next forward does not see it.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of `tensor` that this rank holds, sharing its memory."""
     with torch.no_grad():

@@ -185,12 +185,12 @@ def test_enrich_leaves_out_domains_of_weight_zero():
     [
         (
             Objective(weights={"maths": 1.0}),
-            "objective.weights: unknown name 'maths'; did you mean",
+            "objective.weights: unknown name 'maths' (did you mean 'math'?)",
         ),
         (Objective("weighted", {"math": 1.0}), "objective.weights lacks 'code'"),
         (
             Objective(constraints=("eval/chatt/loss <= 1",)),
-            "unknown name 'eval/chatt/loss'; did you mean 'eval/chat/loss'",
+            "unknown name 'eval/chatt/loss' (did you mean 'eval/chat/loss'?)",
         ),
         (Objective(weights=dict.fromkeys(NAMES, 0.0)), "objective.weights are all 0"),
     ],

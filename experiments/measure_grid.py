@@ -1,0 +1,165 @@
+"""Measures the embedded suite on a lattice of mixtures: makes raymix/testing/grid_k{3,4,5}.csv.
+
+About 900 trainings of one second; a stopped run goes on where it was. The best lattice point is
+then trained with fresh seeds, as are the uniform and the proportional mixture.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from raymix.core.simplex import lattice
+from raymix.study.objective import domain_losses
+from raymix.testing import grid
+from raymix.testing.bench import Bench, open_bench
+from raymix.testing.skills import objective_weights
+from raymix.testing.suite import SuitePaths, write_suite
+
+HERE = grid.grid_path(3).parent
+Task = tuple[SuitePaths, str, tuple[float, ...], int]  # suite, kind, shares [K], seed
+
+
+@lru_cache(maxsize=4)
+def _bench(suite: Path, domains: int) -> Bench:
+    """One bench for each process: loading takes longer than a training."""
+    return open_bench(write_suite(suite, domains), suite.parent / "cache")
+
+
+def train_point(suite: SuitePaths, mixture: Sequence[float], seed: int) -> dict[str, float]:
+    """Losses after one training, in nats per token, as `<split>/<domain>`."""
+    metrics = _bench(suite.folder, len(suite.names)).train(mixture, seed).metrics
+    return {
+        f"{split}/{name}": loss
+        for split in grid.SPLITS
+        for name, loss in domain_losses(metrics, split).items()
+    }
+
+
+def _measure(task: Task) -> grid.Measured:
+    suite, kind, shares, seed = task
+    found = train_point(suite, shares, seed)
+    losses = {s: tuple(found[f"{s}/{name}"] for name in suite.names) for s in grid.SPLITS}
+    return grid.Measured(kind, seed, shares, losses)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _start(path: Path, suite: SuitePaths, changed: str) -> list[grid.Measured]:
+    """What the file holds already; a new file where there is none, or none that fits."""
+    about = {
+        "suite": suite.fingerprint,
+        "code": grid.code_fingerprint(),
+        "names": " ".join(suite.names),
+    }
+    if path.exists():
+        before, rows = grid.read_rows(path)
+        if before == about or changed == "keep":
+            return rows
+        if changed == "stop":
+            raise SystemExit(f"{path.name}: code or suite changed; use --changed keep or restart")
+    _write(path, about, suite.names, [])
+    return []
+
+
+def _write(
+    path: Path, about: dict[str, str], names: Sequence[str], rows: Sequence[grid.Measured]
+) -> None:
+    whole = path.with_suffix(".tmp")
+    with whole.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"# {json.dumps(about)}\n")
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(grid.header(names))
+        lines.writerows(grid.to_line(row) for row in rows)
+    whole.replace(path)
+
+
+def _run(pool: Pool, path: Path, tasks: Sequence[Task], rows: list[grid.Measured]) -> None:
+    """Trains what is missing; each result is in the file as soon as it is known."""
+    done = {row.key for row in rows}
+    missing = [t for t in tasks if grid.Measured(t[1], t[3], t[2], {}).key not in done]
+    start = time.monotonic()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        for row in pool.imap_unordered(_measure, missing):
+            lines.writerow(grid.to_line(row))
+            file.flush()
+            rows.append(row)
+    typer.echo(f"{path.name}: {len(missing)} trainings in {time.monotonic() - start:.0f} s")
+
+
+def _best(rows: Sequence[grid.Measured], names: tuple[str, ...]) -> tuple[float, ...]:
+    weights = np.array(list(objective_weights(names).values()))
+    points = sorted({row.shares for row in rows if row.kind == "grid"})
+    scores = [
+        np.mean([row.losses["eval"] @ weights for row in rows if row.shares == point])
+        for point in points
+    ]
+    return points[int(np.argmin(scores))]
+
+
+def measure(pool: Pool, folder: Path, path: Path, domains: int, changed: str) -> None:
+    """Measures one grid, and its best point, uniform and proportional with fresh seeds."""
+    suite = write_suite(folder / f"suite-{domains}", domains)
+    _bench(suite.folder, domains)  # tokenised once, before the processes ask for it together
+    rows = _start(path, suite, changed)
+    points = [tuple(point) for point in lattice(domains, grid.PARTS[domains]).round(6).tolist()]
+    _run(pool, path, [(suite, "grid", p, s) for p in points for s in grid.GRID_SEEDS], rows)
+    named = {
+        grid.OPTIMUM: _best(rows, suite.names),
+        grid.UNIFORM: (1 / domains,) * domains,
+        grid.PROPORTIONAL: suite.proportional,
+    }
+    _run(pool, path, [(suite, k, p, s) for k, p in named.items() for s in grid.FRESH_SEEDS], rows)
+    about, rows = grid.read_rows(path)
+    _write(path, about, suite.names, sorted(rows, key=lambda row: row.key))
+
+
+@contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
+def main(
+    domains: Annotated[list[int] | None, typer.Option(help="3, 4, 5; all by default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder of the grid files.")] = HERE,
+    folder: Annotated[Path | None, typer.Option(help="Suites and caches are kept here.")] = None,
+    changed: Annotated[
+        str, typer.Option(help="Code or suite differ from the file's: stop, keep or restart.")
+    ] = "stop",
+) -> None:
+    """Measure the grids and show by how much the optimum beats the baselines."""
+    spawn = multiprocessing.get_context("spawn")
+    with _scratch(folder) as scratch, spawn.Pool(jobs, _one_thread) as pool:
+        for count in domains or grid.PARTS:
+            measure(pool, scratch, out / f"grid_k{count}.csv", count, changed)
+    for count in domains or grid.PARTS:
+        found = grid.read_grid(count, out / f"grid_k{count}.csv")
+        typer.echo(f"K={count}: best {found.optimum()}")
+        for split in grid.SPLITS:
+            typer.echo(f"  {split}: {found.margin(split)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,148 @@
+"""`best_mixture.yaml`: the mixture that a study found, as `raymix train` and `export` read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from raymix.core.codec import decode, encode
+from raymix.core.errors import ConfigError, MixtureError, nearest
+from raymix.core.job import Drawn
+from raymix.core.mixture import Budget, Mixture, Unit
+from raymix.report.facts import Facts, label, repeats
+from raymix.report.verdict import verdict
+from raymix.study.confirm import confirmed
+from raymix.study.objective import domain_losses
+
+FILE = "best_mixture.yaml"
+
+_KEYS = (
+    "mixture",
+    "budget",
+    "trial",
+    "objective",
+    "losses",
+    "seeds",
+    "realised",
+    "verdict",
+    "fingerprint",
+)
+
+
+@dataclass(frozen=True)
+class Best:
+    """A mixture and where it comes from. Only `mixture` is needed to train on it.
+
+    `losses`: means over `seeds` by split and domain, in nats per token. `objective`: what was
+    minimised and its mean value on each split. `realised`: what its first training drew.
+    """
+
+    mixture: Mixture
+    budget: Budget | None = None
+    trial: str = ""
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    realised: tuple[Drawn, ...] = ()
+    verdict: str = ""
+    fingerprint: str = ""
+
+
+def best_of(known: Facts) -> Best | None:
+    """The winner of a study, None while no trial has a score."""
+    trial = known.winner
+    if trial is None or trial.result is None:
+        return None
+    trials = confirmed(known.history).get(trial.number, (trial,))
+    metrics = [t.result.metrics for t in trials if t.result is not None]
+    scores: dict[str, float] = {}
+    losses: dict[str, dict[str, float]] = {}
+    for split in ("eval", "test"):
+        values = [domain_losses(m, split) for m in metrics]
+        names = [n for n in known.domains if all(n in v for v in values)]
+        means = {n: sum(v[n] for v in values) / len(values) for n in names}
+        score = sum(known.score(m, split, trial.mixture) for m in metrics) / len(metrics)
+        if means:
+            losses[split] = means
+        if math.isfinite(score):
+            scores[split] = score
+    goal: dict[str, Any] = {"aggregate": known.objective.aggregate, **scores}
+    if known.objective.constraints:
+        goal["constraints"] = list(known.objective.constraints)
+    return Best(
+        mixture=trial.mixture,
+        budget=trial.proposal.budget or known.space.budget,
+        trial=label(trial),
+        objective=goal,
+        losses=losses,
+        seeds=tuple(t.seed for t in trials),
+        realised=trial.result.realised,
+        verdict=verdict(repeats(known)).sentence,
+        fingerprint=known.fingerprint,
+    )
+
+
+def dump_best(best: Best) -> str:
+    """The file's text; zero shares are written too, so that every domain is named."""
+    plain: dict[str, Any] = {"mixture": best.mixture.as_dict()}
+    unit = "shares of the budget"
+    if best.budget is not None:
+        plain["budget"] = {"amount": best.budget.amount, "unit": best.budget.unit.value}
+        unit = f"shares of the budget, in {best.budget.unit.value}"
+    for name in ("trial", "objective", "losses", "seeds", "realised", "verdict", "fingerprint"):
+        value = encode(getattr(best, name))
+        if value:
+            plain[name] = value
+    body = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    return f"# Written by raymix. The weights are {unit}, not of rows on disk.\n{body}"
+
+
+def write_best(best: Best, path: str | Path) -> Path:
+    """Write the file; into a folder under its usual name."""
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    path.write_text(dump_best(best), encoding="utf-8")
+    return path
+
+
+def read_best(path: str | Path) -> Best:
+    """Read the file (or a folder that has it); a file with nothing but `mixture:` will do.
+
+    Raises ConfigError where the file, a key or a value is wrong.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(plain, dict) or not isinstance(plain.get("mixture"), dict):
+        raise ConfigError(f"{path} has no 'mixture:' with a share for each domain")
+    for name in plain:
+        if name not in _KEYS:
+            raise ConfigError(f"{path}: unknown key '{name}'{nearest(str(name), _KEYS)}")
+    try:
+        return _decoded(plain)
+    except (MixtureError, ValidationError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _decoded(plain: Mapping[str, Any]) -> Best:
+    budget = plain.get("budget")
+    return Best(
+        mixture=Mixture.of(plain["mixture"]),
+        budget=Budget(int(budget["amount"]), Unit(budget["unit"])) if budget else None,
+        trial=str(plain.get("trial", "")),
+        objective=plain.get("objective", {}),
+        losses=plain.get("losses", {}),
+        seeds=tuple(int(seed) for seed in plain.get("seeds", ())),
+        realised=tuple(decode(Drawn, drawn) for drawn in plain.get("realised", ())),
+        verdict=str(plain.get("verdict", "")),
+        fingerprint=str(plain.get("fingerprint", "")),
+    )

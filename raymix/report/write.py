@@ -1,0 +1,18 @@
+"""What a finished study leaves in its folder for people: the best mixture and the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raymix.report.best import best_of, write_best
+from raymix.report.facts import facts
+from raymix.report.figures import write_figures
+from raymix.study.record import Record
+
+
+def write_report(record: Record, folder: str | Path) -> tuple[Path, ...]:
+    """Write `best_mixture.yaml` and the figures to `folder`; nothing while no trial has a score."""
+    best = best_of(facts(record))
+    if best is None:
+        return ()
+    return (write_best(best, Path(folder)), *write_figures(record, Path(folder) / "figures"))
