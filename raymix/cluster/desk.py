@@ -68,9 +68,16 @@ class Desk:
         self._closed = False
 
     async def submit(self, job: Json, stoppable: bool) -> None:
-        """Hand in a job; `stoppable`: each of its points waits for `answer`."""
+        """Hand in a job; `stoppable`: each of its points waits for `answer`.
+
+        A job of the same trial that is still here (its Tune trial died) is heard no more.
+        """
+        former = self._tickets.get(job["trial"])
+        if former is not None:
+            former.settle(go_on=False)
         self._tickets[job["trial"]] = _Ticket(dict(job), stoppable)
-        self._waiting.append(job["trial"])
+        if job["trial"] not in self._waiting:
+            self._waiting.append(job["trial"])
         self._work.set()
 
     async def next(self, trial: int) -> Json:

@@ -134,7 +134,7 @@ def _name(trial: Any) -> str:
 class _Asking(tune.search.Searcher):
     """Tune's questions, passed on."""
 
-    def __init__(self, drive: Drive) -> None:
+    def __init__(self, drive: Any = None) -> None:
         super().__init__(metric="progress", mode="max")
         self._drive = drive
 
@@ -161,6 +161,10 @@ class _Asking(tune.search.Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see `save`."""
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Tune keeps a copy in a file that nobody reads; a study cannot be pickled."""
+        return _Asking, ()
+
 
 class _Ending(tune.Stopper):
     """Ends all trials when the study must stop."""
@@ -177,5 +181,5 @@ class _Ending(tune.Stopper):
         return self._drive is not None and self._drive.stopping
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Tune writes its state to a file that nobody reads; a study cannot be pickled."""
+        """As `_Asking`."""
         return _Ending, ()

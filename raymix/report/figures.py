@@ -67,7 +67,8 @@ def losses_by_share(known: Facts) -> Any:
         for axis in axes[::columns]:
             axis.set_ylabel("eval loss (nats per token)")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+        wide = min(len(labels), 2 * columns)
+        figure.legend(handles, labels, loc="outside lower center", ncols=wide)
     return figure
 
 

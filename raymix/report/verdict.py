@@ -3,7 +3,8 @@
 Scores y[m, s] of mixture m under seed s follow the additive model mixture + seed + noise: equal
 seeds draw nearly the same rows in nearly the same order, so a seed is a block. The variance of the
 noise is pooled over all mixtures, with (M-1)(S-1) degrees of freedom when no training is missing
-(least squares in general). Tests are two-sided t tests with Holm's correction.
+(least squares in general). Tests are two-sided t tests with Holm's correction. They lean on the
+noise being the same for all mixtures, so that is checked too (Cochran's largest share of variance).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,6 +23,8 @@ LEVEL = 0.05
 """Probability, over all comparisons together, of calling pure noise a difference."""
 
 POWER = 0.8
+
+_DRAWS = 2000
 
 REFERENCES = ("proportional", "uniform")
 
@@ -168,7 +172,8 @@ def _tested(table: Repeats, pairs: list[tuple[int, int]], fitted: Fit) -> Verdic
         noise=math.sqrt(fitted.variance),
         freedom=fitted.freedom,
         detectable=detectable,
-        sentence=_sentence(table, comparisons, detectable),
+        sentence=_sentence(table, comparisons, detectable)
+        + (_caution(table) if fitted.variance > 0 else ""),
     )
 
 
@@ -185,6 +190,45 @@ def _sentence(table: Repeats, comparisons: tuple[Comparison, ...], detectable: f
     if table.split == "eval":
         said += " Eval also guided the search, so this flatters the winner; add a test split."
     return said
+
+
+def _caution(table: Repeats) -> str:
+    """A warning where one mixture is noisier than the pooled noise says, else nothing."""
+    row = noisiest(table.scores)
+    if row is None:
+        return ""
+    return (
+        f" {table.names[row]} varies more than the others: the pooled noise is too small for it "
+        "and too large for them, so confirm with more seeds."
+    )
+
+
+def noisiest(scores: Vector) -> int | None:
+    """The row that has too large a part of the residual variance for equal noise, None if none.
+
+    Cochran's statistic for scores [M, S] with seeds as blocks; its law at the level `LEVEL` is
+    simulated (with a fixed seed), as tables do not know of blocks. Needs M >= 3, nothing missing.
+    """
+    if len(scores) < 3 or scores.shape[1] < 2 or not np.all(np.isfinite(scores)):
+        return None
+    own = _residual_shares(scores[None])[0]
+    row = int(np.argmax(own))
+    return row if own[row] > _largest_share(*scores.shape) else None
+
+
+@lru_cache(maxsize=64)
+def _largest_share(methods: int, seeds: int) -> float:
+    draws = np.random.default_rng(0).normal(size=(_DRAWS, methods, seeds))
+    return float(np.quantile(_residual_shares(draws).max(axis=1), 1 - LEVEL))
+
+
+def _residual_shares(scores: Vector) -> Vector:
+    """Each mixture's part [N, M] of the residual sum of squares of tables [N, M, S]."""
+    rest = scores - scores.mean(axis=2, keepdims=True) - scores.mean(axis=1, keepdims=True)
+    squares = np.sum((rest + scores.mean(axis=(1, 2), keepdims=True)) ** 2, axis=2)
+    total = np.maximum(squares.sum(axis=1, keepdims=True), 1e-300)
+    found: Vector = squares / total
+    return found
 
 
 def _phrase(c: Comparison) -> str:

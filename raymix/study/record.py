@@ -43,7 +43,8 @@ class Record:
         kind = event["event"]
         if kind in ("study", "resumed"):
             # A resumed study may have grown its number of trials: the newest config is in force.
-            self.header = {**self.header, **event, "event": "study"}
+            born = self.header.get("born", event["time"])
+            self.header = {**self.header, **event, "event": "study", "born": born}
         elif kind == "asked" and "proposal" in event:
             self._asked(event)
         elif kind in ("asked", "started", "reported", "failed", "told"):

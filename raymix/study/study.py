@@ -120,7 +120,7 @@ class Study:
     @property
     def id(self) -> str:
         """Of this history file: the same after a resume, another one for every new study."""
-        return fingerprint(self.fingerprint, self._store.events[0]["time"])
+        return fingerprint(self.fingerprint, self._record.header["born"])
 
     @property
     def history(self) -> History:

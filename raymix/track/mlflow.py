@@ -71,7 +71,8 @@ class MlflowTracker:
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
         # Creating a database would print a line for each of a hundred migrations.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             self._client = mlflow.MlflowClient(tracking_uri=uri)
         except MlflowException as error:

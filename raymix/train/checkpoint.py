@@ -60,8 +60,10 @@ def write(
     return folder
 
 
-def newest(trial: Path, job: str) -> Path | None:
-    """The newest checkpoint of `trial` that is whole and belongs to `job`; None: there is none.
+def newest(trial: Path, job: str) -> tuple[Path, dict[str, Json]] | None:
+    """The newest checkpoint of `trial` that is whole and belongs to `job`, with its state.
+
+    None: there is none.
 
     Args:
         trial: folder of the trial's checkpoints.
@@ -69,10 +71,11 @@ def newest(trial: Path, job: str) -> Path | None:
     """
     for folder in _steps(trial):
         try:
-            if read(folder)["job"] == job:
-                return folder
+            state = read(folder)
         except CheckpointError:
             continue
+        if state["job"] == job:
+            return folder, state
     return None
 
 

@@ -15,14 +15,7 @@ from torch import Tensor
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
-from raymix.core.job import (
-    Json,
-    Point,
-    Stage,
-    Status,
-    TrainJob,
-    TrainResult,
-)
+from raymix.core.job import Json, Point, Stage, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
@@ -283,9 +276,9 @@ class Run:
         with together(world):
             found = checkpoint.newest(self.folder, self.fingerprint) if world.first else None
             if found is not None:
-                saved = checkpoint.read(found)
-                weights = checkpoint.tensors(found, "model")
-                slots = checkpoint.tensors(found, "optimizer")
+                folder, saved = found
+                weights = checkpoint.tensors(folder, "model")
+                slots = checkpoint.tensors(folder, "optimizer")
         saved = world.told(saved)
         if saved is None:
             return None

@@ -245,9 +245,9 @@ def save(model: Model, shelf: Shelf) -> None:
     folder = shelf.folder
     inner = core(model.module)
     weights = {}
-    for name, parameter in model.module.named_parameters():
-        full = whole(parameter) if name in model.parameters else None
-        if model.world.first and full is not None:
+    for name, parameter in model.parameters.items():
+        full = whole(parameter)
+        if model.world.first:
             weights[name] = full.to(model.dtype)
     with together(model.world):
         if not model.world.first:

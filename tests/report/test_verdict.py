@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from raymix.report.facts import Repeats
-from raymix.report.verdict import LEVEL, fit, holm, verdict
+from raymix.report.verdict import LEVEL, fit, holm, noisiest, verdict
 
 NAMES = ("uniform", "proportional", "tpe-003", "tpe-007", "grid-004")
 
@@ -181,3 +181,19 @@ def test_without_noise_every_difference_is_real():
     assert {c.word for c in found.comparisons} == {"better"}
     equal = verdict(table(np.ones((3, 3))))
     assert {c.word for c in equal.comparisons} == {"not distinguishable"}
+
+
+def test_a_mixture_that_is_much_noisier_is_named():
+    rng = np.random.default_rng(8)
+    sd = np.array([1, 1, 1, 5, 1])[:, None]
+    named, falsely = 0, 0
+    for _ in range(200):
+        plain = rng.normal(size=(5, 4)) + rng.normal(size=4)
+        named += noisiest(sd * plain) == 3
+        falsely += noisiest(plain) is not None
+    assert named > 150
+    assert falsely < 200 * LEVEL + 3 * math.sqrt(200 * LEVEL)
+    loud = 1 + 0.01 * sd * np.random.default_rng(9).normal(size=(5, 4))
+    assert "tpe-007 varies more than the others" in verdict(table(loud)).sentence
+    assert noisiest(np.ones((5, 3))) is None
+    assert noisiest(np.ones((2, 3))) is None

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from raymix.core.errors import ConfigError
-from raymix.core.job import Status
+from raymix.core.job import Status, TrainResult
 from raymix.core.trial import Idle
 from raymix.search.dirichlet import Dirichlet
 from raymix.strategy.multitask import MultiTask
@@ -78,7 +78,7 @@ def test_a_study_is_a_run_and_each_trial_its_child(uri, tmp_path):
     assert parent.data.params["training.learning_rate"] == "0.001"
     assert [a.path for a in client.list_artifacts(parent.info.run_id)] == ["history.jsonl"]
     assert parent.data.metrics["cost/tokens"] == sum(t.result.spent.tokens for t in study.history)
-    assert len(client.get_metric_history(parent.info.run_id, "best/score")) == 6
+    assert len(client.get_metric_history(parent.info.run_id, "best/score")) == 7
 
     trial, child = study.history.trials[3], children[3]
     assert child.info.run_name == "toys/dirichlet-003"
@@ -168,8 +168,6 @@ def test_a_failed_trial_is_a_failed_run_with_its_error(uri, tmp_path):
     step(study)
     trial = study.ask()
     study.started(trial.number)
-    from raymix.core.job import TrainResult
-
     study.tell(trial.number, TrainResult(Status.FAILED, {}, error="loss is NaN at step 3"))
     tracker.study_ended(Ending.FAILED)
     _, parents, children = runs(uri, "three")

@@ -25,9 +25,10 @@ def test_the_two_newest_are_kept(tmp_path):
     for step in (1, 2, 10):
         _write(tmp_path, step)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000010"]
-    newest = checkpoint.newest(tmp_path, "job")
+    newest, state = checkpoint.newest(tmp_path, "job")
     assert newest == checkpoint.place(tmp_path, 10)
-    assert checkpoint.read(newest)["n"] == 10
+    assert state == checkpoint.read(newest)
+    assert state["n"] == 10
     assert torch.equal(checkpoint.tensors(newest, "model")["w"], ONE["model"]["w"])
 
 
@@ -50,7 +51,7 @@ def test_the_one_before_is_used_where_the_newest_is_harmed(name, harm, tmp_path)
     else:
         place = content.index(b'"model') + 2 if name == "state.json" else len(content) - 2
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    assert checkpoint.newest(tmp_path, "job") == old
+    assert checkpoint.newest(tmp_path, "job")[0] == old
     assert checkpoint.newest(tmp_path, "another") is None
 
 
