@@ -20,7 +20,7 @@ _HOMES = {
     "tune": "raymix.experiment.run",
 }
 
-__all__ = ["Budget", "Experiment", "Mixture", "Outcome", "Unit", "load", "train", "tune"]  # noqa: F822
+__all__ = ["Budget", "Experiment", "Mixture", "Outcome", "Unit", "load", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

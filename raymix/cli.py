@@ -133,14 +133,10 @@ def finish(experiment: Experiment, outcome: Outcome) -> None:
 def status(folder: Folder) -> None:
     """Say how far a study is and what is best so far; it may be running."""
     with _told():
-        from raymix.report.facts import facts
-        from raymix.report.table import headline, ranking
+        from raymix.report.table import status_table
         from raymix.study.record import read
 
-        known = facts(read(folder))
-        console.print(headline(known))
-        if known.history.ranking():
-            console.print(ranking(known))
+        console.print(status_table(read(folder)))
 
 
 @app.command()
@@ -154,6 +150,26 @@ def report(folder: Folder) -> None:
         record = read(folder)
         console.print(tell(record))
         for path in write_report(record, folder):
+            console.print(f"written: {path}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option(help="yaml, trl, axolotl, llamafactory or hf.")] = "yaml",
+    out: Annotated[Path | None, typer.Option(help="Write the files here; default: print.")] = None,
+) -> None:
+    """Write the best mixture in the words of another trainer, its meaning kept."""
+    with _told():
+        from raymix.experiment.export import recipe_of
+        from raymix.report.export import export as say
+        from raymix.report.export import write
+
+        files = say(recipe_of(folder), to)
+        for name, text in files.items() if out is None else ():
+            errors.print(f"# {name}", style="bold")
+            typer.echo(text)
+        for path in write(files, out) if out is not None else ():
             console.print(f"written: {path}", soft_wrap=True)
 
 

@@ -30,7 +30,7 @@ class Cluster(BaseModel):
 class EarlyStopping(BaseModel):
     """Which trainings end before their budget does: the user's `search.early_stopping:` block.
 
-    "asha" compares a search or confirm trial with others of its role at rungs of its budget: the
+    "asha" compares a search trial with the others at rungs of its budget: the
     first at `grace` of it, each next one `reduction_factor` times later; of those that came to a
     rung, the best 1/`reduction_factor` go on.
     """

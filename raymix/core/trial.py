@@ -14,7 +14,7 @@ from raymix.core.mixture import Budget, Mixture, Space
 
 
 class Role(StrEnum):
-    """What a trial is for. SEARCH and CONFIRM may stop early; REFERENCE to MEASURE are unranked."""
+    """What a trial is for. Only SEARCH may stop early; REFERENCE to MEASURE are not ranked."""
 
     BASELINE = "baseline"
     SEARCH = "search"
@@ -26,7 +26,8 @@ class Role(StrEnum):
 
 
 RANKED = frozenset({Role.BASELINE, Role.SEARCH, Role.FINAL})
-STOPPABLE = frozenset({Role.SEARCH, Role.CONFIRM})
+STOPPABLE = frozenset({Role.SEARCH})
+"""Not CONFIRM: a verdict compares whole trainings, a stopped one would be cost for nothing."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -47,10 +48,7 @@ def status_table(record: Record) -> Group:
     """How far a study is: trials by method, what is open, what is best so far."""
     known = facts(record)
     planned: Mapping[str, int] = record.header.get("methods", {})
-    table = Table(title="Trials", title_justify="left", header_style="bold")
-    table.add_column("method")
-    for name in ("asked", "planned", "told", "failed"):
-        table.add_column(name, justify="right")
+    table = _table("Trials", ("method",), ("asked", "planned", "told", "failed"))
     for method in dict.fromkeys([*(t.method for t in known.history), *planned]):
         own = [t for t in known.history if t.method == method]
         told = sum(not t.pending for t in own)
@@ -90,14 +88,11 @@ def headline(known: Facts) -> Text:
 def ranking(known: Facts, rows: int = _ROWS) -> Table:
     """The best trials of the search, one seed each, and the model before training."""
     title = "Ranking of the search (one seed, eval)"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("trial")
-    _share_columns(table, known)
     plain = known.objective.aggregate == "mean" and not known.objective.kl_to_prior
-    for name in (*(() if plain else ("score",)), "mean", "worst", "imbalance", "regressed"):
-        table.add_column(name, justify="right")
-    table.add_column("remark")
+    score = () if plain else ("score",)
+    left = ("#", "trial", _share_header(known))
+    table = _table(title, left, (*score, "mean", "worst", "imbal", "regr"))
+    table.add_column("", no_wrap=True)
     ranked = known.history.ranking()
     best = known.winner
     for place, trial in enumerate(ranked, start=1):
@@ -107,7 +102,7 @@ def ranking(known: Facts, rows: int = _ROWS) -> Table:
         table.add_row(
             str(place),
             label(trial),
-            *_shares(known, trial),
+            _shares(known, trial),
             *(() if plain else (_number(trial.score),)),
             *_summary(trial),
             _remark(trial),
@@ -116,7 +111,7 @@ def ranking(known: Facts, rows: int = _ROWS) -> Table:
     if len(ranked) > rows:
         table.caption = f"best {rows} of {len(ranked)}, and the baselines"
     if known.base:
-        blank = [""] * (len(_share_names(known)) + (not plain))
+        blank = [""] * (2 - plain)
         base = known.base
         mean, worst = (_number(base.get(f"eval/{n}", math.nan)) for n in ("mean", "worst"))
         table.add_row("", "untrained model", *blank, mean, worst, "", "", "", style="dim")
@@ -129,11 +124,8 @@ def confirmations(known: Facts) -> Table:
     by_number = {t.number: t for t in known.history}
     most = max(map(len, groups.values()))
     title = f"Confirmed with {most} fresh seeds (mean ± standard deviation over seeds)"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("trial")
-    _share_columns(table, known)
-    for name in ("seeds", "eval", "test", "worst (eval)", "imbalance", "regressed"):
-        table.add_column(name, justify="right")
+    left = ("trial", _share_header(known))
+    table = _table(title, left, ("n", "eval", "test", "worst"))
     best = known.winner
     order = sorted(groups, key=lambda n: (-len(groups[n]), np.mean([t.score for t in groups[n]])))
     for number in order:
@@ -142,19 +134,13 @@ def confirmations(known: Facts) -> Table:
             [known.score(t.result.metrics, split, t.mixture) for t in trials if t.result]
             for split in ("eval", "test")
         ]
-        others = [
-            [t.result.metrics.get(f"eval/{name}", math.nan) for t in trials if t.result]
-            for name in ("worst", "imbalance", "regressed")
-        ]
+        worst = [t.result.metrics.get("eval/worst", math.nan) for t in trials if t.result]
         table.add_row(
             label(by_number[number]),
-            *_shares(known, by_number[number]),
+            _shares(known, by_number[number]),
             str(len(trials)),
             *(_spread(values) for values in splits),
-            *(
-                _number(float(np.mean(values)), 1 if i == 2 else 3)
-                for i, values in enumerate(others)
-            ),
+            _number(float(np.mean(worst))),
             style="bold green" if best is not None and number == best.number else "",
         )
     return table
@@ -162,29 +148,21 @@ def confirmations(known: Facts) -> Table:
 
 def comparisons(said: Verdict) -> Table:
     """Every confirmed mixture against proportional and uniform."""
-    table = Table(
-        title=f"Against the baselines ({said.split} losses; shared seeds as blocks)",
-        title_justify="left",
-        header_style="bold",
-        caption=(
-            f"noise of one training {said.noise:.3g} ({said.freedom} degrees of freedom); least "
-            f"detectable difference {said.detectable:.3g}. p: Holm. The intervals hold jointly "
-            "(Bonferroni), so one may reach 0 where Holm's sharper test still sees a difference."
-        ),
-        caption_justify="left",
+    table = _table(
+        f"Against the baselines ({said.split} losses; shared seeds as blocks)",
+        ("trial", "against"),
+        ("difference, 95%", "p"),
+        f"noise of one training {said.noise:.3g} ({said.freedom} degrees of freedom); least "
+        f"detectable difference {said.detectable:.3g}. p: Holm. The intervals hold jointly "
+        "(Bonferroni), so one may reach 0 where Holm's sharper test still sees a difference.",
     )
-    table.add_column("trial")
-    table.add_column("against")
-    for name in ("difference", "95% interval", "p"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     styles = {"better": "green", "worse": "red", "not distinguishable": "dim"}
     for c in said.comparisons:
         table.add_row(
             c.name,
             c.baseline,
-            f"{c.difference:+.4f}",
-            f"{c.low:+.4f} to {c.high:+.4f}",
+            f"{c.difference:+.4f} ± {(c.high - c.low) / 2:.4f}",
             "<.001" if c.p < 0.001 else f"{c.p:.3f}",
             Text(c.word, style=styles[c.word]),
         )
@@ -203,14 +181,11 @@ def winner_by_domain(known: Facts, best: Trial) -> Table:
         for split in ("eval", "test")
     }
     drawn = {d.domain: d for d in best.result.realised} if best.result is not None else {}
-    table = Table(
-        title=f"{label(best)} by domain (losses: mean of {len(metrics)})",
-        title_justify="left",
-        header_style="bold",
+    table = _table(
+        f"{label(best)} by domain (losses: mean of {len(metrics)})",
+        ("domain",),
+        ("share", "realised", "rows", "epochs", "base eval", "eval", "change", "test"),
     )
-    table.add_column("domain")
-    for name in ("share", "realised", "rows", "epochs", "base eval", "eval", "change", "test"):
-        table.add_column(name, justify="right")
     before = domain_losses(known.base)
     for name, share in best.mixture.as_dict().items():
         row, base, now = drawn.get(name), before.get(name, math.nan), means["eval"][name]
@@ -230,10 +205,8 @@ def winner_by_domain(known: Facts, best: Trial) -> Table:
 
 def spending(known: Facts) -> Table:
     """What each method has spent, unranked trainings and confirmations included."""
-    table = Table(title="Cost", title_justify="left", header_style="bold")
-    table.add_column("method")
-    for name in ("trials", "steps", "rows", "tokens", "seconds", "GPU hours"):
-        table.add_column(name, justify="right")
+    right = ("trials", "steps", "rows", "tokens", "seconds", "GPU hours")
+    table = _table("Cost", ("method",), right)
     for method, spent in costs(known.history).items():
         table.add_row(
             method,
@@ -247,22 +220,50 @@ def spending(known: Facts) -> Table:
     return table
 
 
-def _share_names(known: Facts) -> Sequence[str]:
-    return known.domains if len(known.domains) <= _MOST_COLUMNS else ("mixture",)
+def _table(title: str, left: Sequence[str], right: Sequence[str], caption: str = "") -> Table:
+    """A table that fits 80 columns of a terminal: no frames, numbers never broken."""
+    table = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+        caption=caption or None,
+        caption_justify="left",
+    )
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
-def _share_columns(table: Table, known: Facts) -> None:
-    for name in _share_names(known):
-        table.add_column(name, justify="right", overflow="fold", style="cyan")
+def _abbreviations(names: Sequence[str]) -> list[str]:
+    """The names cut to four letters, or to as many as keep them apart."""
+    for width in range(4, max(map(len, names), default=4) + 1):
+        cut = [name[:width] for name in names]
+        if len(set(cut)) == len(cut):
+            return cut
+    return list(names)
 
 
-def _shares(known: Facts, trial: Trial) -> list[str]:
+def _share_header(known: Facts) -> str:
+    if len(known.domains) > _MOST_COLUMNS:
+        return "mixture"
+    return " ".join(f"{name:>3}" for name in _abbreviations(known.domains))
+
+
+def _shares(known: Facts, trial: Trial) -> Text:
     shares = trial.mixture.ordered(known.domains).as_dict()
-    if len(shares) <= _MOST_COLUMNS:
-        return [f"{share:.2f}".removeprefix("0") for share in shares.values()]
-    largest = sorted(shares.items(), key=lambda item: -item[1])
-    shown = " ".join(f"{name} {share:.2f}" for name, share in largest[:_SHOWN])
-    return [f"{shown} and {len(largest) - _SHOWN} more"]
+    if len(shares) > _MOST_COLUMNS:
+        largest = sorted(shares.items(), key=lambda item: -item[1])
+        shown = " ".join(f"{name} {share:.2f}" for name, share in largest[:_SHOWN])
+        return Text(f"{shown} and {len(largest) - _SHOWN} more", style="cyan")
+    widths = [max(3, len(name)) for name in _abbreviations(known.domains)]
+    cells = (f"{share:.2f}".removeprefix("0") for share in shares.values())
+    return Text(" ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)), style="cyan")
 
 
 def _summary(trial: Trial) -> list[str]:
@@ -293,4 +294,4 @@ def _spread(values: Sequence[float]) -> str:
     if not values or not np.all(np.isfinite(values)):
         return "–"
     mean = _number(float(np.mean(values)))
-    return f"{mean} ± {float(np.std(values, ddof=1)):.3f}" if len(values) > 1 else mean
+    return f"{mean} ±{float(np.std(values, ddof=1)):.3f}" if len(values) > 1 else mean

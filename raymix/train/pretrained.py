@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -258,7 +258,7 @@ def save(model: Model, shelf: Shelf) -> None:
             draft.mkdir(parents=True)
             with _quiet():
                 cast(Any, model.module).save_pretrained(draft, state_dict=weights)
-            if inner is model.module:
+            if not isinstance(model.module, PeftModel):
                 # The module itself is fp32 and does not cache; whoever loads it may want both.
                 inner.config.use_cache, inner.config.dtype = True, model.dtype
                 inner.config.save_pretrained(draft)

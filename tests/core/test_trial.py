@@ -74,4 +74,4 @@ def test_a_searcher_sees_its_own_trials_and_the_baselines():
 @pytest.mark.parametrize("role", list(Role))
 def test_roles(role):
     assert (role in RANKED) == (role in {Role.BASELINE, Role.SEARCH, Role.FINAL})
-    assert (role in STOPPABLE) == (role in {Role.SEARCH, Role.CONFIRM})
+    assert (role in STOPPABLE) == (role is Role.SEARCH)

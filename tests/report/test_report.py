@@ -79,7 +79,7 @@ def test_report_shows_everything(record):
         "Confirmed with 3 fresh seeds",
         "Against the baselines (test losses",
         "degrees of freedom",
-        "95% interval",
+        "difference, 95%",
         "by domain",
         "GPU hours",
     ):

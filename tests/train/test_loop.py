@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -276,6 +277,19 @@ def test_bf16_and_checkpointing_stay_close(setup_of, job_of, keep_points):
     np.testing.assert_allclose(losses(full), losses(half), atol=0.03)
     assert not np.array_equal(losses(full), losses(half))
     np.testing.assert_allclose(losses(full), losses(saved), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+# torch's compiler warns of what it does itself (non-leaf gradients, deprecated calls).
+@pytest.mark.filterwarnings("default")
+def test_compiled_blocks_compute_the_same(setup_of, job_of, keep_points):
+    plain, compiled = (
+        Worker(setup_of(eval_steps=5, torch_compile=compiled)).run(job_of(80), keep_points)
+        for compiled in (False, True)
+    )
+    assert compiled.status is Status.DONE, compiled.error
+    np.testing.assert_allclose(losses(plain), losses(compiled), atol=1e-5)
 
 
 def test_local_runner_runs_jobs_in_turn(setup_of, job_of):
