@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import lru_cache
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -61,19 +62,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _start(path: Path, suite: SuitePaths, changed: str) -> list[grid.Measured]:
+class Changed(StrEnum):
+    """What becomes of a file that was measured with other code, or another suite."""
+
+    STOP = "stop"
+    KEEP = "keep"
+    RESTART = "restart"
+
+
+def _start(path: Path, suite: SuitePaths, code: str, changed: Changed) -> list[grid.Measured]:
     """What the file holds already; a new file where there is none, or none that fits."""
-    about = {
-        "suite": suite.fingerprint,
-        "code": grid.code_fingerprint(),
-        "names": " ".join(suite.names),
-    }
+    about = {"suite": suite.fingerprint, "code": code, "names": " ".join(suite.names)}
     if path.exists():
         before, rows = grid.read_rows(path)
-        if before == about or changed == "keep":
+        same_suite = before["suite"] == about["suite"]
+        if before == about or (changed is Changed.KEEP and same_suite):
             return rows
-        if changed == "stop":
-            raise SystemExit(f"{path.name}: code or suite changed; use --changed keep or restart")
+        if changed is not Changed.RESTART:
+            what = "code" if same_suite else "suite"
+            raise SystemExit(f"{path.name}: measured with another {what}; see --changed")
     _write(path, about, suite.names, [])
     return []
 
@@ -114,11 +121,16 @@ def _best(rows: Sequence[grid.Measured], names: tuple[str, ...]) -> tuple[float,
     return points[int(np.argmin(scores))]
 
 
-def measure(pool: Pool, folder: Path, path: Path, domains: int, changed: str) -> None:
-    """Measures one grid, and its best point, uniform and proportional with fresh seeds."""
+def measure(
+    pool: Pool, folder: Path, path: Path, domains: int, code: str, changed: Changed
+) -> None:
+    """Measures one grid, and its best point, uniform and proportional with fresh seeds.
+
+    `code` is the fingerprint from before the pool was started, which is what its processes run.
+    """
     suite = write_suite(folder / f"suite-{domains}", domains)
     _bench(suite.folder, domains)  # tokenised once, before the processes ask for it together
-    rows = _start(path, suite, changed)
+    rows = _start(path, suite, code, changed)
     points = [tuple(point) for point in lattice(domains, grid.PARTS[domains]).round(6).tolist()]
     _run(pool, path, [(suite, "grid", p, s) for p in points for s in grid.GRID_SEEDS], rows)
     named = {
@@ -146,14 +158,15 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the grid files.")] = HERE,
     folder: Annotated[Path | None, typer.Option(help="Suites and caches are kept here.")] = None,
     changed: Annotated[
-        str, typer.Option(help="Code or suite differ from the file's: stop, keep or restart.")
-    ] = "stop",
+        Changed, typer.Option(help="If the file was measured with other code or another suite.")
+    ] = Changed.STOP,
 ) -> None:
     """Measure the grids and show by how much the optimum beats the baselines."""
     spawn = multiprocessing.get_context("spawn")
+    code = grid.code_fingerprint()
     with _scratch(folder) as scratch, spawn.Pool(jobs, _one_thread) as pool:
         for count in domains or grid.PARTS:
-            measure(pool, scratch, out / f"grid_k{count}.csv", count, changed)
+            measure(pool, scratch, out / f"grid_k{count}.csv", count, code, changed)
     for count in domains or grid.PARTS:
         found = grid.read_grid(count, out / f"grid_k{count}.csv")
         typer.echo(f"K={count}: best {found.optimum()}")

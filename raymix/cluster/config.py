@@ -30,9 +30,9 @@ class Cluster(BaseModel):
 class EarlyStopping(BaseModel):
     """Which trainings end before their budget does: the user's `search.early_stopping:` block.
 
-    "asha" compares a search trial with the others at rungs of its budget: the
-    first at `grace` of it, each next one `reduction_factor` times later; of those that came to a
-    rung, the best 1/`reduction_factor` go on.
+    "asha" compares a search trial with the others at rungs of its budget: the first at `grace` of
+    it, each next one `reduction_factor` times later; of those that came to a rung, the best
+    1/`reduction_factor` go on. Points are reported every `training.eval_steps`, which it needs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -45,7 +45,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
     A Ray that this process had started already is used and left running; otherwise the study's
     actors, workers and placement groups end with the connection.
     """
-    with _environment(_ENVIRONMENT), _quiet():
+    with environment(_ENVIRONMENT), _quiet():
         if ray.is_initialized():
             yield
             return
@@ -71,6 +71,12 @@ def connected(cluster: Cluster) -> Iterator[None]:
             ray.shutdown()
 
 
+def patience(plan: Plan) -> Mapping[str, str]:
+    """For `environment`: how long workers may take to get their places."""
+    # An autoscaler needs minutes for a new machine; a cluster that is there, seconds.
+    return {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800" if plan.growing else "60"}
+
+
 def planned(cluster: Cluster) -> Plan:
     """Size the pools for the cluster that this process is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -84,7 +90,7 @@ def _most() -> Mapping[str, float] | None:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Set variables that Ray reads at the start of a run, where the user has not."""
     added = [name for name in settings if name not in os.environ]
     os.environ.update({name: settings[name] for name in added})

@@ -43,19 +43,14 @@ class Asha:
         self._score = score
         self._earlier = {number: dict(points) for number, points in (earlier or {}).items()}
         self._stopped: set[int] = set()
-        # Each role has its own rungs: confirmations are of the best mixtures, and would be compared
-        # with everything else.
-        self._schedulers = {
-            role: AsyncHyperBandScheduler(
-                time_attr=_TIME,
-                metric=_SCORE,
-                mode="min",
-                max_t=100,
-                grace_period=100 * settings.grace,
-                reduction_factor=settings.reduction_factor,
-            )
-            for role in STOPPABLE
-        }
+        self._scheduler = AsyncHyperBandScheduler(
+            time_attr=_TIME,
+            metric=_SCORE,
+            mode="min",
+            max_t=100,
+            grace_period=100 * settings.grace,
+            reduction_factor=settings.reduction_factor,
+        )
         self._added: set[int] = set()
         for trial in finished:
             for point in trial.result.curve if trial.result is not None else ():
@@ -76,13 +71,13 @@ class Asha:
         return False
 
     def _hear(self, trial: Trial, point: Point) -> bool:
-        scheduler = self._schedulers.get(trial.role)
         score, _ = self._score(trial.number, point.metrics)
-        if scheduler is None or point.progress >= 1 or not math.isfinite(score):
+        # The last point decides nothing; nor does one without a loss.
+        if trial.role not in STOPPABLE or point.progress >= 1 or not math.isfinite(score):
             return True
         known = _Known(str(trial.number))
         if trial.number not in self._added:
             self._added.add(trial.number)
-            scheduler.on_trial_add(None, known)
+            self._scheduler.on_trial_add(None, known)
         result = {_TIME: 100 * point.progress, _SCORE: score}
-        return bool(scheduler.on_trial_result(None, known, result) == TrialScheduler.CONTINUE)
+        return bool(self._scheduler.on_trial_result(None, known, result) == TrialScheduler.CONTINUE)

@@ -17,7 +17,7 @@ from ray import tune
 from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.cluster.drive import Drive
 from raymix.cluster.pool import Pool, open_desk
-from raymix.cluster.session import HEAD, connected, planned
+from raymix.cluster.session import HEAD, connected, environment, patience, planned
 from raymix.cluster.stopping import Asha
 from raymix.cluster.trial import PoolTrial
 from raymix.core.codec import encode
@@ -60,7 +60,7 @@ def tune_study(
             for i in range(plan.pools)
         ]
         try:
-            with _interrupts(drive):
+            with _interrupts(drive), environment(patience(plan)):
                 for pool in pools:
                     pool.start()
                 _tuner(drive, name, scratch).fit()

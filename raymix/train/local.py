@@ -12,7 +12,10 @@ from raymix.train.worker import Worker
 
 
 class LocalRunner:
-    """A `core.job.Runner` that trains one job after another, here."""
+    """A `core.job.Runner` that trains one job after another, here.
+
+    Each job seeds the global generators of Python, NumPy and torch.
+    """
 
     def __init__(self, setup: Setup, world: World | None = None) -> None:
         self._worker = Worker(setup, world)
