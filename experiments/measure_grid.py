@@ -155,7 +155,7 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
 def main(
     domains: Annotated[list[int] | None, typer.Option(help="3, 4, 5; all by default.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder of the grid files.")] = HERE,
+    out: Annotated[Path, typer.Option(help="Folder of the grid files.", show_default=False)] = HERE,
     folder: Annotated[Path | None, typer.Option(help="Suites and caches are kept here.")] = None,
     changed: Annotated[
         Changed, typer.Option(help="If the file was measured with other code or another suite.")

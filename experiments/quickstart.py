@@ -51,8 +51,8 @@ def describe(folder: Path, domains: int, trials: int, seeds: int, seed: int) -> 
 def main(
     folder: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("runs/demo"),
     domains: Annotated[int, typer.Option(help="3, 4 or 5.")] = 5,
-    trials: Annotated[int, typer.Option(help="Trials of each searcher.")] = 16,
-    seeds: Annotated[int, typer.Option(help="Fresh seeds for the verdict.")] = 4,
+    trials: Annotated[int, typer.Option(help="Trials of each searcher.")] = 24,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds for the verdict.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the study.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with the study in the folder.")] = False,
 ) -> None:

@@ -131,6 +131,7 @@ def setup(experiment: Experiment, prepared: Prepared) -> Setup:
         stores=prepared.stores,
         output_dir=str(Path(experiment.study.folder).resolve()),
         trust_remote_code=experiment.trust_remote_code,
+        chat_template=experiment.chat_template,
     )
 
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymix.core.errors import ConfigError, TrainingError
-from raymix.core.job import Point, Status, TrainJob, TrainResult
+from raymix.cluster.config import Cluster
+from raymix.core.errors import TrainingError
+from raymix.core.job import Point, Runner, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.trial import History, Trial
 from raymix.data.prepare import Prepared
@@ -20,6 +21,7 @@ from raymix.report.write import write_report
 from raymix.study.record import read
 from raymix.study.study import Listener, Study
 from raymix.track.null import About, Ending, NoTracker, Tracker
+from raymix.train.config import Setup
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,8 @@ def _run(study: Study, experiment: Experiment, prepared: Prepared) -> None:
     parts = setup(experiment, prepared)
     if experiment.cluster.runner == "local":
         from raymix.study.serial import run_serial
-        from raymix.train.local import LocalRunner
 
-        run_serial(study, LocalRunner(parts))
+        run_serial(study, _local_runner(parts, experiment.cluster))
         return
     from raymix.cluster.tune import tune_study
 
@@ -122,7 +123,7 @@ def _run(study: Study, experiment: Experiment, prepared: Prepared) -> None:
 
 
 def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> TrainResult:
-    """One training on `mixture` (None: the prior) in this process; the model goes to `save`.
+    """One training on `mixture` (None: the prior); the model goes to the folder `save`.
 
     The test split is evaluated at the end, where there is one.
 
@@ -130,13 +131,6 @@ def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> 
         MixtureError: the mixture cannot be drawn.
         TrainingError: the training failed; says why.
     """
-    from raymix.train.local import LocalRunner
-
-    if experiment.cluster.num_workers != 1:
-        raise ConfigError(
-            "raymix train runs one worker; set cluster.num_workers=1 and scale "
-            f"training.gradient_accumulation_steps, got {experiment.cluster.num_workers} workers"
-        )
     prepared = prepare(experiment)
     within = space(experiment, prepared.domains)
     chosen = (mixture or within.prior).ordered(within.names)
@@ -151,10 +145,32 @@ def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> 
     parts = dataclasses.replace(
         setup(experiment, prepared), output_dir=str(Path(save).resolve() / "training")
     )
-    (result,) = LocalRunner(parts).run([job], _go_on)
+    result = _train(job, parts, experiment.cluster)
     if result.status is Status.FAILED:
         raise TrainingError(result.error)
     return result
+
+
+def _train(job: TrainJob, parts: Setup, cluster: Cluster) -> TrainResult:
+    """In this process where one worker is enough, else on a pool of workers."""
+    if cluster.num_workers == 1:
+        (result,) = _local_runner(parts, cluster).run([job], _go_on)
+        return result
+    from raymix.cluster.single import train_on_pool
+
+    return train_on_pool(job, parts, cluster, _go_on)
+
+
+def _local_runner(parts: Setup, cluster: Cluster) -> Runner:
+    import torch
+
+    from raymix.train.local import LocalRunner
+    from raymix.train.shard import World
+
+    # More threads than cores that are free slow small models down a hundredfold.
+    torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
+    gpu = cluster.use_gpu if cluster.use_gpu is not None else torch.cuda.is_available()
+    return LocalRunner(parts, World(device=torch.device("cuda" if gpu else "cpu")))
 
 
 def _go_on(trial: int, point: Point) -> bool:

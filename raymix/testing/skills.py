@@ -19,8 +19,9 @@ of the answer letters are random, in all three splits: losses keep a floor and t
 information does not vanish. ``noise`` belongs to the mixture but not to the objective, where its
 weight is 0: nothing can improve it, and a good mixture gives it no share.
 
-A skill whose text runs backwards was tried for the pair and left out: whether a training learns
-it is a matter of luck (a single run's standard deviation was .1 to .2 instead of .03).
+For the pair, the cipher written backwards was tried and left out: whether a training learns it
+is a matter of luck. The objective's standard deviation over seeds then reached .25 nats with some
+base models; in the measured grids half of the points have less than .05.
 
 NumPy and the standard library only.
 """

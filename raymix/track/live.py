@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -16,6 +16,14 @@ from raymix.core.trial import RANKED, Trial
 
 _ROWS = 12
 """Finished trials shown, best first; with the running ones it fits a small terminal."""
+
+_SHARE = 5
+"""Width of a share or a loss."""
+
+_FIXED = 50
+"""Width of the columns beside those of shares and losses."""
+
+_NONE = math.nan
 
 _MARKS = {Status.DONE: "", Status.STOPPED: "stopped", Status.FAILED: "failed"}
 
@@ -99,29 +107,42 @@ class LiveTable:
         return pace * max(0, self._total - len(self._ended))
 
     def table(self) -> Table:
-        """The table as it is now."""
+        """The table as it is now; narrow terminals get the worst loss in place of all losses."""
         best = self.best()
-        table = Table(title=self._title(best), title_justify="left", expand=False)
-        for name in ("trial", "method", "mixture", "step", "losses", "score", ""):
-            table.add_column(
-                name, justify="right" if name in ("trial", "step", "score") else "left"
-            )
-        for trial in self._running.values():
-            point = self._points.get(trial.number)
-            metrics = point.metrics if point is not None else {}
-            progress = f"{point.step} ({point.progress:.0%})" if point is not None else ""
-            mean = _number(metrics.get("eval/mean", math.nan))
-            table.add_row(*_cells(trial), progress, _losses(metrics), mean, "running", style="cyan")
-        finished = sorted(self._ended, key=_order)[:_ROWS]
-        for trial in finished:
-            result = trial.result
-            metrics = result.metrics if result is not None else {}
-            steps = str(result.spent.steps) if result is not None else ""
-            mark = "best" if trial is best else _MARKS[result.status] if result else ""
-            style = "bold green" if trial is best else None
-            score = _number(trial.score)
-            table.add_row(*_cells(trial), steps, _losses(metrics), score, mark, style=style)
+        shown = [*self._running.values(), *sorted(self._ended, key=_order)[:_ROWS]]
+        names = shown[0].mixture.names if shown else ()
+        wide = self._console.width >= _FIXED + 2 * _SHARE * len(names)
+        table = Table(title=self._title(best), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("#", justify="right", no_wrap=True)
+        table.add_column("method", no_wrap=True)
+        table.add_column(_heads(names), no_wrap=True)
+        table.add_column("step", justify="right", no_wrap=True)
+        table.add_column(_heads(names) if wide else "worst", justify="right", no_wrap=True)
+        table.add_column("score", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for trial in shown:
+            state, step, metrics, score, style = self._row(trial, best)
+            losses = _losses(metrics, names) if wide else _number(metrics.get("eval/worst", _NONE))
+            shares = "".join(_share(weight) for weight in trial.mixture.weights)
+            cells = (str(trial.number), trial.method, shares, step, losses, _number(score), state)
+            table.add_row(*cells, style=style)
         return table
+
+    def _row(
+        self, trial: Trial, best: Trial | None
+    ) -> tuple[str, str, Mapping[str, float], float, str | None]:
+        """State, step, metrics, score and style of a trial."""
+        result = trial.result
+        if result is None:
+            point = self._points.get(trial.number)
+            if point is None:
+                return "starting", "", {}, _NONE, "cyan"
+            step = f"{point.step} ({point.progress:.0%})"
+            return "running", step, point.metrics, point.metrics.get("eval/mean", _NONE), "cyan"
+        steps = str(result.spent.steps)
+        if best is not None and trial.number == best.number:
+            return "best", steps, result.metrics, trial.score, "bold green"
+        return _MARKS[result.status], steps, result.metrics, trial.score, None
 
     def _title(self, best: Trial | None) -> str:
         left = self.seconds_left()
@@ -164,15 +185,21 @@ def _order(trial: Trial) -> tuple[bool, bool, float, int]:
     return (trial.role not in RANKED, trial.violation > 0, score, trial.number)
 
 
-def _cells(trial: Trial) -> tuple[str, str, str]:
-    return str(trial.number), trial.method, str(trial.mixture)
-
-
 def _number(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "-"
 
 
-def _losses(metrics: Mapping[str, float]) -> str:
-    """Eval losses in the mixture's order of domains: `1.203 .871 2.440`."""
-    found = [v for k, v in metrics.items() if k.startswith("eval/") and k.endswith("/loss")]
-    return " ".join(f"{value:.3f}" for value in found)
+def _heads(names: Sequence[str]) -> str:
+    """Short names of the domains, over their shares or losses."""
+    return "".join(f" {name[: _SHARE - 1]:>{_SHARE - 1}}" for name in names)
+
+
+def _share(weight: float) -> str:
+    return f"{weight:.2f}".replace("0.", ".", 1).rjust(_SHARE)
+
+
+def _losses(metrics: Mapping[str, float], names: Sequence[str]) -> str:
+    """Eval losses under the domains' short names; nothing where one is unknown."""
+    values = [metrics.get(f"eval/{name}/loss", _NONE) for name in names]
+    shown = (f"{v:.2f}" if v < 100 else f"{v:.0f}" if math.isfinite(v) else "" for v in values)
+    return "".join(text.rjust(_SHARE) for text in shown)

@@ -18,7 +18,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def plain(suite, cache, tmp_path):
-    """The suite's experiment as a user would write it."""
+    """An experiment as a user would write it; its domains are the suite's under other names."""
     return {
         "study": {"name": "t", "output_dir": str(tmp_path / "study")},
         "model_name_or_path": str(suite.model),

@@ -8,14 +8,14 @@ import pytest
 
 HEAVY = ("torch", "ray", "transformers", "mlflow", "datasets")
 
-RUN = """
+RUN = f"""
 import json, sys
 from typer.testing import CliRunner
 from raymix.cli import app
 done = CliRunner().invoke(app, sys.argv[1:])
-heavy = [name for name in {heavy!r} if name in sys.modules]
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
 print(json.dumps([done.exit_code, heavy, done.output]))
-""".format(heavy=HEAVY)
+"""
 
 
 def invoke(*arguments):

@@ -59,7 +59,8 @@ def test_the_table_shows_running_and_finished_trials(tmp_path):
     assert "4 of 5 trials" in middle
     assert "running" in middle
     assert "2 (50%)" in middle
-    assert "math .333" in middle
+    assert " math code chat" in middle
+    assert "  .33  .33  .33" in middle
     best = table.best()
     assert best == study.best()
     assert f"best {best.score:.4f} (trial {best.number})" in shown[-1]

@@ -1,0 +1,58 @@
+"""One training on one pool: `raymix train` with several workers."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable
+
+import ray
+
+from raymix.cluster.config import Cluster
+from raymix.cluster.pool import Pool, open_desk
+from raymix.cluster.session import connected, environment, patience, planned
+from raymix.cluster.tune import TRAINER
+from raymix.core.codec import decode, encode
+from raymix.core.errors import ClusterError
+from raymix.core.job import Point, TrainJob, TrainResult
+from raymix.train.config import Setup
+
+
+def train_on_pool(
+    job: TrainJob,
+    setup: Setup,
+    cluster: Cluster,
+    report: Callable[[int, Point], bool],
+    trainer: str = TRAINER,
+) -> TrainResult:
+    """Run `job` on a pool of `cluster.num_workers` workers and wait for its result.
+
+    Raises ClusterError at once where the cluster cannot hold the pool, or when the pool breaks.
+    """
+    broken: list[Exception] = []
+    with connected(cluster), tempfile.TemporaryDirectory(prefix="raymix-") as scratch:
+        plan = planned(cluster.model_copy(update={"pools": 1}))
+        name = f"raymix-desk-{uuid.uuid4().hex[:8]}"
+        desk = open_desk(name)
+
+        def failed(pool: str, error: Exception) -> None:
+            broken.append(error)
+            desk.close.remote()
+
+        serving = {"factory": trainer, "setup": encode(setup)}
+        pool = Pool("pool-0", name, plan.need, serving, scratch, failed)
+        finished = False
+        try:
+            with environment(patience(plan)):
+                pool.start()
+                ray.get(desk.submit.remote(encode(job), False))
+                while "point" in (event := ray.get(desk.next.remote(job.trial))):
+                    report(job.trial, decode(Point, event["point"]))
+            finished = "result" in event
+        finally:
+            ray.get(desk.close.remote())
+            pool.close(not finished)
+            ray.kill(desk)
+    if not finished:
+        raise broken[0] if broken else ClusterError("the pool ended before the training did")
+    return decode(TrainResult, event["result"])
