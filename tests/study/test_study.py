@@ -23,8 +23,9 @@ from raymix.search.dirichlet import Dirichlet
 from raymix.search.fixed import Fixed, Uniform
 from raymix.search.grid import Grid
 from raymix.search.optuna import Optuna
+from raymix.search.seen import trained
 from raymix.strategy.multitask import MultiTask
-from raymix.study.confirm import winner
+from raymix.study.confirm import content, winner
 from raymix.study.objective import Objective
 from raymix.study.plan import Confirm, Method, Plan, generator
 from raymix.study.record import canonical, costs, equal_histories, read, replay
@@ -436,9 +437,13 @@ def test_without_a_base_nothing_can_be_judged(tmp_path):
     study = Study(tmp_path, plan(), IDENTITY)
     study.ask()
     assert study.ask() is Idle.WAIT
-    study.tell(0, TrainResult(Status.FAILED, {}, error="no such model"))
     with pytest.raises(StudyError, match="base model could not be evaluated: no such model"):
-        study.ask()
+        study.tell(0, TrainResult(Status.FAILED, {}, error="no such model"))
+    study.close()
+    # Whoever has mended the model can go on.
+    study = Study(tmp_path, plan(), IDENTITY, resume=True)
+    assert study.ask().number == 0
+    assert study.tell(0, done()).finished
     study.close()
 
 
@@ -517,6 +522,7 @@ class TwoStep:
             Proposal(
                 space.uniform(),
                 start=own[1].number if len(own) > 1 else None,
+                model="small",
                 measure=frozenset({Diagnostic.INFLUENCE}),
                 role=Role.MEASURE,
             ),
@@ -575,6 +581,9 @@ GOOD = TOY.space().uniform()
         (Proposal(GOOD, start=99), "trial 3 needs the checkpoint of trial 99"),
         (Proposal(GOOD, start=0), "trial 3 needs the checkpoint of trial 0"),
         (Proposal(GOOD, params={"k": 1.0}), "no parameter 'k'"),
+        (Proposal(GOOD, model="small", start=1), "trains model 'small' .* is of model 'target'"),
+        (Proposal(GOOD, pools=(1, 2)), "3 domains but 2 pools"),
+        (Proposal(GOOD, pools=(1, 2, 10**9)), "pool of 'chat' must be 1 to its"),
     ],
 )
 def test_a_searcher_that_asks_nonsense_is_named_and_not_recorded(tmp_path, answer, message):
@@ -759,3 +768,58 @@ def test_plan_refuses_bad_numbers():
     with pytest.raises(ConfigError, match=r"num_trials of 'a' must be >= 0, got -2"):
         Method("a", Uniform(), -2)
     assert dataclasses.is_dataclass(plan())
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A strategy of two stages with pools, a reweighter and a replay of its own."""
+
+    def stages(
+        self, mixture: Mixture, budget: Budget, params: Mapping[str, float]
+    ) -> tuple[Stage, ...]:
+        first = Stage(mixture, budget, pools=(5, 6, 7), reweighter=Spec("its:Own"))
+        return first, Stage(mixture, budget, replay=("math",), restart=True)
+
+
+def test_what_a_strategy_says_of_its_stages_stands_unless_a_proposal_says_otherwise(tmp_path):
+    own = Spec("a:Proposal")
+    answers = Proposal(GOOD), Proposal(GOOD, pools=(10, 20, 30), reweighter=own, keep=True)
+    for number, answer in enumerate(answers):
+        settings = plan((Method("one", Stubborn(answer), 1),))
+        settings = replace(settings, strategy=Ordered())
+        study = Study(tmp_path / str(number), settings, IDENTITY)
+        for _ in range(3):
+            study.tell(study.ask().number, done())
+        job = study.job(study.ask())
+        assert job.keep == (number == 1)
+        assert job.stages[1].replay == ("math",)
+        if number == 0:
+            assert [s.pools for s in job.stages] == [(5, 6, 7), None]
+            assert [s.reweighter for s in job.stages] == [Spec("its:Own"), None]
+            assert job.space == TOY.space()
+        else:
+            assert [s.pools for s in job.stages] == [(10, 20, 30)] * 2
+            assert [s.reweighter for s in job.stages] == [own] * 2
+            assert [d.rows for d in job.space.domains] == [10, 20, 30]
+        study.close()
+
+
+def test_epoch_caps_are_of_the_pool(tmp_path):
+    space = TOY.space(400, max_epochs=2.0)
+    pools = (100, *(domain.rows for domain in space.domains[1:]))
+    bad = Stubborn(Proposal(GOOD, Budget(900), pools))
+    study = Study(tmp_path, plan((Method("bad", bad, 1),), space=space), IDENTITY)
+    for _ in range(3):
+        study.tell(study.ask().number, done())
+    # 2 epochs of 100 rows are 0.222 of 900 draws.
+    with pytest.raises(MixtureError, match=r"'math' 0\.3333 .* allow 0 to 0\.2222"):
+        study.ask()
+    study.close()
+
+
+def test_a_kept_model_is_no_other_training():
+    kept = Proposal(GOOD, keep=True)
+    assert trained(TOY.names, [Trial(1, "a", kept, 0)]) == trained(
+        TOY.names, [Trial(1, "a", Proposal(GOOD), 0)]
+    )
+    assert content(kept) == content(Proposal(GOOD))
