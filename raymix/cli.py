@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from raymix.core.errors import ConfigError, RaymixError
+from raymix.core.errors import ConfigError, MixtureError, RaymixError, StudyError
 from raymix.core.mixture import Mixture
 from raymix.experiment.config import Experiment
 from raymix.experiment.run import Outcome
@@ -21,8 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(soft_wrap=False)
-errors = Console(stderr=True)
+# No markup: a path or a list in an override may have square brackets.
+console = Console(soft_wrap=False, markup=False)
+errors = Console(stderr=True, markup=False)
 
 Config = Annotated[Path, typer.Argument(help="The experiment's YAML file.")]
 Overrides = Annotated[
@@ -38,7 +41,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except RaymixError as error:
-        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        said = Text.assemble(("error:", "bold red"), f" {error}")
+        errors.print(said, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -54,7 +58,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         prepared = prepare(experiment)
         plan(experiment, space(experiment, prepared.domains))
         console.print(prepared_table(prepared))
-        console.print("[green]ok[/]: this experiment can be run")
+        console.print(Text.assemble(("ok", "green"), ": this experiment can be run"))
 
 
 @app.command()
@@ -67,8 +71,8 @@ def preview(config: Config, overrides: Overrides = None, weights: Weights = "") 
         from raymix.experiment.tables import preview_table
 
         experiment = load(config, overrides or ())
-        prepared = prepare(experiment)
-        console.print(preview_table(foresee(experiment, prepared, _mixture(weights))))
+        mixture = _mixture(weights, experiment.names)
+        console.print(preview_table(foresee(experiment, prepare(experiment), mixture)))
 
 
 @app.command()
@@ -99,11 +103,15 @@ def tune(
 
         experiment = load(config, overrides or ())
         try:
-            finish(experiment, run(experiment, resume))
+            outcome = run(experiment, resume)
         except KeyboardInterrupt:
-            again = " ".join(["raymix tune", str(config), *(overrides or ()), "--resume"])
+            again = shlex.join(["raymix", "tune", str(config), *(overrides or ()), "--resume"])
             errors.print(f"\nstopped; the history is whole. Go on with:\n  {again}", soft_wrap=True)
             raise typer.Exit(130) from None
+        finish(experiment, outcome)
+        if outcome.best is None:
+            failed = (t.result.error for t in outcome.history if t.result and t.result.error)
+            raise StudyError(f"no training has succeeded: {next(failed, 'none was asked for')}")
 
 
 def run(experiment: Experiment, resume: bool = False) -> Outcome:
@@ -122,11 +130,13 @@ def finish(experiment: Experiment, outcome: Outcome) -> None:
     from raymix.study.record import read
 
     console.print(tell(read(outcome.folder)))
-    console.print(f"best mixture  {outcome.folder / 'best_mixture.yaml'}", soft_wrap=True)
-    console.print(f"figures       {outcome.folder / 'figures'}", soft_wrap=True)
+    if outcome.best is not None:
+        console.print(f"best mixture  {outcome.folder / 'best_mixture.yaml'}", soft_wrap=True)
+        console.print(f"figures       {outcome.folder / 'figures'}", soft_wrap=True)
     if experiment.tracking.report_to == "mlflow":
         uri = experiment.tracking.tracking_uri
-        console.print(f"compare       mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+        look = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        console.print(f"compare       {look}", soft_wrap=True)
 
 
 @app.command()
@@ -190,8 +200,18 @@ def train(
 
         if mixture and weights:
             raise ConfigError("give --mixture or --weights, not both")
-        chosen = read_best(mixture).mixture if mixture else _mixture(weights)
-        result = run_training(load(config, overrides or ()), chosen, save)
+        experiment = load(config, overrides or ())
+        chosen = _mixture(weights, experiment.names)
+        if mixture:
+            with _under(mixture):
+                chosen = read_best(mixture).mixture.ordered(experiment.names)
+        try:
+            result = run_training(experiment, chosen, save)
+        except KeyboardInterrupt:
+            saved = experiment.training.save_steps is not None
+            how = "goes on from the last checkpoint" if saved else "starts anew"
+            errors.print(f"\nstopped; the same command {how} (training.save_steps)")
+            raise typer.Exit(130) from None
         console.print(trained_table(result))
         console.print(f"model  {save}", soft_wrap=True)
 
@@ -201,17 +221,28 @@ def main() -> None:
     app()
 
 
-def _mixture(weights: str) -> Mixture | None:
+def _mixture(weights: str, names: Sequence[str]) -> Mixture | None:
     if not weights:
         return None
-    shares: dict[str, float] = {}
+    given = []
     for part in weights.split(","):
         name, _, share = part.partition("=")
         try:
-            shares[name.strip()] = float(share)
+            given.append((name.strip(), float(share)))
         except ValueError:
             raise ConfigError(f"--weights: '{part}' is not domain=share") from None
-    return Mixture.of(shares)
+    with _under("--weights"):
+        asked = Mixture(tuple(name for name, _ in given), tuple(share for _, share in given))
+        return asked.ordered(names)
+
+
+@contextlib.contextmanager
+def _under(source: str) -> Iterator[None]:
+    """Say where a mixture that is wrong was given."""
+    try:
+        yield
+    except MixtureError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -201,6 +201,10 @@ class Desk:
             held.events.put_nowait({"result": encode(lost)})
         return True
 
+    async def here(self) -> bool:
+        """Whether there still is a desk: where there is none, asking is an error."""
+        return not self._closed
+
     async def close(self) -> None:
         """No more jobs: idle pools leave, waiting trials hear CLOSED, running jobs stop."""
         self._closed = True

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
+
 from raymix.cluster.stopping import Asha
 from raymix.cluster.trial import POINT, RESULT
 from raymix.core.codec import from_json, to_json
@@ -133,4 +136,13 @@ class Drive:
             if result is not None and RESULT in result:
                 self._study.tell(trial.number, from_json(TrainResult, result[RESULT]))
             else:
+                self._require_desk()
                 self._study.tell(trial.number, None, "the Tune trial died")
+
+    def _require_desk(self) -> None:
+        """Without a desk every further trial would die as well."""
+        try:
+            ray.get(self._desk.here.remote())
+        except RayActorError as error:
+            reason = "the queue of jobs, a Ray actor on the head node, has died"
+            raise ClusterError(f"{reason}; resume the study") from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -123,7 +124,7 @@ class Pool:
         self._thread.join(0 if hurry else _LEAVE_SECONDS)
         if not self._thread.is_alive():
             return
-        controller = ray.get(ray.get_actor(self._desk).controller.remote(self.name))
+        controller = self._controller()
         if controller is not None:
             controller.abort.remote()
             self._thread.join(_ABORT_SECONDS)
@@ -131,6 +132,14 @@ class Pool:
                 # Still waiting for resources, perhaps. What it owns ends with it.
                 ray.kill(controller)
                 self._thread.join(_ABORT_SECONDS)
+
+    def _controller(self) -> Any:
+        try:
+            return ray.get(ray.get_actor(self._desk).controller.remote(self.name))
+        except (RayActorError, ValueError):
+            # No desk: the workers are ending by themselves.
+            self._thread.join(_LEAVE_SECONDS)
+            return None
 
 
 def _resources(need: Need) -> dict[str, float]:

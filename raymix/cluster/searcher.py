@@ -99,6 +99,8 @@ def _plain(proposal: Proposal, method: str) -> Proposal:
     more = {
         "model": proposal.model != _PLAIN,
         "start": proposal.start is not None,
+        "reference": proposal.reference is not None,
+        "keep": proposal.keep,
         "reweighter": proposal.reweighter is not None,
         "measure": bool(proposal.measure),
         "budget": proposal.budget is not None,

@@ -71,10 +71,15 @@ def connected(cluster: Cluster) -> Iterator[None]:
             ray.shutdown()
 
 
-def patience(plan: Plan) -> Mapping[str, str]:
-    """For `environment`: how long workers may take to get their places."""
-    # An autoscaler needs minutes for a new machine; a cluster that is there, seconds.
-    return {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800" if plan.growing else "60"}
+def suited(plan: Plan) -> Mapping[str, str]:
+    """For `environment`: what suits this cluster."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return {
+        # An autoscaler needs minutes for a new machine; a cluster that is there, seconds.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800" if plan.growing else "60",
+        # A machine on its own is not taken away under its driver: one process less per pool.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if plan.growing or len(alive) > 1 else "0",
+    }
 
 
 def planned(cluster: Cluster) -> Plan:

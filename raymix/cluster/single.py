@@ -10,7 +10,7 @@ import ray
 
 from raymix.cluster.config import Cluster
 from raymix.cluster.pool import Pool, open_desk
-from raymix.cluster.session import connected, environment, patience, planned
+from raymix.cluster.session import connected, environment, planned, suited
 from raymix.cluster.tune import TRAINER
 from raymix.core.codec import decode, encode
 from raymix.core.errors import ClusterError
@@ -43,7 +43,7 @@ def train_on_pool(
         pool = Pool("pool-0", name, plan.need, serving, scratch, failed)
         finished = False
         try:
-            with environment(patience(plan)):
+            with environment(suited(plan)):
                 pool.start()
                 ray.get(desk.submit.remote(encode(job), False))
                 while "point" in (event := ray.get(desk.next.remote(job.trial))):

@@ -7,17 +7,18 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.cluster.drive import Drive
 from raymix.cluster.pool import Pool, open_desk
-from raymix.cluster.session import HEAD, connected, environment, patience, planned
+from raymix.cluster.session import HEAD, connected, environment, planned, suited
 from raymix.cluster.stopping import Asha
 from raymix.cluster.trial import PoolTrial
 from raymix.core.codec import encode
@@ -60,7 +61,7 @@ def tune_study(
             for i in range(plan.pools)
         ]
         try:
-            with _interrupts(drive), environment(patience(plan)):
+            with _interrupts(drive), environment(suited(plan)):
                 for pool in pools:
                     pool.start()
                 _tuner(drive, name, scratch).fit()
@@ -74,7 +75,9 @@ def tune_study(
 
 def _close(desk: Any, pools: list[Pool], hurry: bool) -> None:
     """Nobody waits for anybody any more: desk first, then all pools at once."""
-    ray.get(desk.close.remote())
+    # Without its desk a pool ends by itself.
+    with suppress(RayActorError):
+        ray.get(desk.close.remote())
     closing = [threading.Thread(target=pool.close, args=(hurry,)) for pool in pools]
     for thread in closing:
         thread.start()

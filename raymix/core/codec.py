@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -26,7 +27,20 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def encode(value: object) -> Json:
     """Plain JSON of a frozen dataclass: enums by value, `NaN` and `Infinity` as JSON knows them."""
     # The default mode would turn NaN and infinity inside untyped JSON (a note, a Spec) into null.
-    return to_jsonable_python(value, inf_nan_mode="constants")
+    return to_jsonable_python(_sorted(value), inf_nan_mode="constants")
+
+
+def _sorted(value: Any) -> Any:
+    """`value` with sets as sorted lists: each process has its own order of a set of strings."""
+    if isinstance(value, set | frozenset):
+        return sorted(_sorted(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _sorted(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_sorted(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _sorted(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
 
 
 def decode(kind: type[T], plain: Json) -> T:

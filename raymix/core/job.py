@@ -57,7 +57,10 @@ class Stage:
     """One stretch of training on one mixture.
 
     `pools` [K] bounds the rows available per domain (a nested, seeded prefix); None: all of them.
-    `learning_rate` None: the experiment's own.
+    `learning_rate` None: the experiment's own. A stage draws a domain's rows where the stages
+    before it stopped, and epoch caps hold for all stages together. Of the domains in `replay` it
+    draws the rows that were drawn first, again. `restart`: the optimizer's state and the
+    learning-rate schedule start anew with this stage; else they go on.
     """
 
     mixture: Mixture
@@ -67,6 +70,8 @@ class Stage:
     prompt: Prompt = Prompt.OFF
     reweighter: Spec | None = None
     learning_rate: float | None = None
+    replay: tuple[str, ...] = ()
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ class TrainJob:
     """One training, whole: a worker needs nothing else but the study's `Setup`.
 
     No stages: the model is only evaluated. `test`: the test split is evaluated at the end too
-    (verdicts only). `start`: path of a checkpoint whose weights it starts from. `save`: folder
-    for the trained model in Hugging Face form.
+    (verdicts only). `start`: path of a checkpoint whose weights it starts from. `keep`: ends with
+    a checkpoint even where the experiment saves none. `save`: folder for the trained model in
+    Hugging Face form.
     """
 
     trial: int
@@ -89,24 +95,30 @@ class TrainJob:
     measure: frozenset[Diagnostic] = frozenset()
     start: str | None = None
     save: str | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True)
 class Point:
     """One report from a running training.
 
-    `progress` is the fraction of the job's budget spent, 0 to 1. `metrics` are flat:
-    `eval/<domain>/loss`, `test/<domain>/loss`, `train/loss`, `train/lr`, `mix/<domain>/share`.
+    `progress` is the fraction of the job's budget spent, 0 to 1; `stage` the stage that is being
+    trained, from 0. Every stage ends with a point. `metrics` are flat: `eval/<domain>/loss`,
+    `test/<domain>/loss`, `train/loss`, `train/lr`, `mix/<domain>/share`.
     """
 
     step: int
     progress: float
     metrics: Mapping[str, float]
+    stage: int = 0
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What of one domain entered optimizer steps. `share` is in the budget's unit."""
+    """What of one domain entered optimizer steps. `share` is in the budget's unit.
+
+    `unique_rows` of a stage are those that no earlier stage of its job had drawn.
+    """
 
     domain: str
     asked: float
@@ -133,7 +145,10 @@ class Spent:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training found. `metrics` is the last point's; losses in nats per token."""
+    """What a training found. `metrics` is the last point's; losses in nats per token.
+
+    `outside`: what failed was no fault of the training's (a full disk), so it may be tried again.
+    """
 
     status: Status
     metrics: Mapping[str, float]
@@ -144,6 +159,7 @@ class TrainResult:
     checkpoint: str | None = None
     spent: Spent = Spent()
     error: str = ""
+    outside: bool = False
 
 
 class Report(Protocol):

@@ -118,6 +118,15 @@ class Domain:
         }
         return sizes[unit]
 
+    def pool(self, rows: int) -> Domain:
+        """The domain cut to `rows` of its rows, taken to be of its mean length."""
+        if not min(1, self.rows) <= rows <= self.rows:
+            raise MixtureError(
+                f"pool of '{self.name}' must be 1 to its {self.rows} rows, got {rows}"
+            )
+        part = rows / max(1, self.rows)
+        return Domain(self.name, rows, round(self.tokens * part), round(self.loss_tokens * part))
+
 
 @dataclass(frozen=True)
 class Space:
@@ -174,8 +183,10 @@ class Space:
         if self.replacement:
             return upper
         sizes = np.array([d.size(self.budget.unit) for d in self.domains], dtype=np.float64)
-        caps = np.asarray(self.max_epochs, dtype=np.float64) * sizes / self.budget.amount
-        return np.minimum(upper, caps)
+        epochs = np.asarray(self.max_epochs, dtype=np.float64)
+        # Nothing comes of an empty domain, however often it may be repeated.
+        room = np.multiply(epochs, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+        return np.minimum(upper, room / self.budget.amount)
 
     def project(self, weights: Sequence[float] | Vector) -> Mixture:
         """The nearest allowed mixture to `weights` [K] (Euclidean)."""

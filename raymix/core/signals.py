@@ -22,6 +22,10 @@ class Signal(StrEnum):
     """Mean eval loss of each domain now, nats per token [K]."""
     REFERENCE_LOSS = "reference_loss"
     """Mean loss of the reference model on the window's tokens [K]."""
+    EXCESS_LOSS = "excess_loss"
+    """Mean over the window's tokens of the loss minus the reference model's [K]."""
+    CLIPPED_EXCESS_LOSS = "clipped_excess_loss"
+    """The same with each token's excess clipped below at 0, as DoReMi has it [K]."""
     GRADIENT_GRAM = "gradient_gram"
     """Inner products of the domains' gradients in the window [K, K]."""
     HIDDEN_SIMILARITY = "hidden_similarity"
@@ -34,6 +38,7 @@ class Signal(StrEnum):
 class Signals:
     """One window of a training, reduced over all workers.
 
+    `step`: optimizer steps that the stage has taken, of the `steps` that `init` was told of.
     `tokens` [K] are the loss tokens of each domain in the window; 0 means that the domain was
     absent and its values are NaN. `values[s]` has the shape that `Signal` states.
     """
@@ -74,8 +79,17 @@ class Reweighter(Protocol[State]):
         ...
 
     @property
+    def same_step(self) -> bool:
+        """Whether a decision acts in the very step whose signals it was taken from.
+
+        Else it acts from the next step on. Workers then hold back the step for the decision, which
+        costs what the decision's kind asks for (a gradient of each domain, a second forward pass).
+        """
+        ...
+
+    @property
     def targets(self) -> tuple[str, ...]:
-        """Domains that are evaluated but never trained on."""
+        """Domains of the space that are measured but never trained on: their upper bound is 0."""
         ...
 
     def init(self, space: Space, steps: int, seed: int) -> tuple[Decision, State]:

@@ -36,8 +36,9 @@ class Proposal:
 
     `budget` None: the study's. `model`: "target" or the name of a proxy. `start`: number of the
     trial whose checkpoint it starts from. `reference`: number of the trial whose model gives
-    `Signal.REFERENCE_LOSS`. `params`: the strategy's (DMT's k). `note`: JSON that the
-    searcher wants to find again in the history.
+    `Signal.REFERENCE_LOSS`. Either trial must have been proposed with `keep`: its trained weights
+    are kept. `params`: the strategy's (DMT's k). `note`: JSON that the searcher wants to find again
+    in the history.
     """
 
     mixture: Mixture
@@ -51,6 +52,7 @@ class Proposal:
     role: Role = Role.SEARCH
     params: Mapping[str, float] = field(default_factory=dict)
     note: Json = None
+    keep: bool = False
 
 
 @dataclass(frozen=True)

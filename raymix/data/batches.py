@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raymix.core.job import Drawn, Json
-from raymix.core.mixture import Mixture, Unit
+from raymix.core.job import Drawn, Json, Stage
+from raymix.core.mixture import Mixture, Space, Unit
 from raymix.data.sampler import Sampler
-from raymix.data.stream import Lengths
+from raymix.data.stream import Lengths, earlier
 
 IGNORED = -100
 """Label of a token that bears no loss."""
@@ -127,6 +127,28 @@ def foresee(sampler: Sampler) -> Foreseen:
     return Foreseen(len(draws.domains), _drawn(sampler, rows, tokens, loss))
 
 
+def samplers(
+    tables: Sequence[Lengths],
+    space: Space,
+    stages: Sequence[Stage],
+    seed: int,
+    pack: int | None = None,
+) -> list[Sampler]:
+    """The samplers of a job's stages, each after what the earlier ones will draw.
+
+    Raises:
+        MixtureError: a stage's mixture cannot be drawn under the caps.
+    """
+    made: list[Sampler] = []
+    drawn: list[tuple[Drawn, ...]] = []
+    for stage in stages:
+        before = earlier(stages, drawn, len(tables))
+        made.append(Sampler(tables, space, stage, seed, pack, before))
+        if len(made) < len(stages):
+            drawn.append(foresee(Sampler(tables, space, stage, seed, pack, before)).drawn)
+    return made
+
+
 def _drawn(
     sampler: Sampler, rows: Sequence[int], tokens: Sequence[int], loss: Sequence[int]
 ) -> tuple[Drawn, ...]:
@@ -139,8 +161,8 @@ def _drawn(
             asked=sampler.asked.weights[d],
             share=amounts[d] / total,
             rows=rows[d],
-            unique_rows=stream.unique(rows[d]),
-            epochs=rows[d] / stream.pool,
+            unique_rows=sampler.unique(d, rows[d]),
+            epochs=rows[d] / max(1, stream.pool),
             tokens=tokens[d],
             loss_tokens=loss[d],
             capped=sampler.capped[d],

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from raymix.core.codec import encode, fingerprint
-from raymix.core.errors import DataError
+from raymix.core.errors import ConfigError, DataError
 from raymix.core.job import Json
 from raymix.data.content import content_hash, tokenizer_folder, tokenizer_hash, write_json
 from raymix.data.formats import Layout
@@ -49,11 +49,15 @@ def template_text(spec: DataSpec) -> str | None:
     """The text of `chat_template`.
 
     Raises:
-        ConfigError: There is no such file.
+        ConfigError: There is no such file, or it is no text.
     """
     if spec.chat_template is None:
         return None
-    return existing_file(spec.chat_template, "chat_template").read_text("utf-8")
+    file = existing_file(spec.chat_template, "chat_template")
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template: cannot read '{file}': {error}") from None
 
 
 def domain_keys(spec: DataSpec, found: tuple[Plan, ...]) -> tuple[str, ...] | None:

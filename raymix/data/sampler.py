@@ -15,14 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raymix.core.errors import MixtureError
+from raymix.core.errors import MixtureError, nearest
 from raymix.core.job import Json, Stage
 from raymix.core.mixture import Budget, Mixture, Space, Unit
 from raymix.core.simplex import Vector, largest_remainder
-from raymix.data.stream import Ints, Lengths, Pass, Stream
+from raymix.data.stream import Earlier, Ints, Lengths, Pass, Stream, earlier
 
 _NEVER = float("inf")
 _TOLERANCE = 1e-9
+_SPARE = 1e-6
+"""By how much a share may exceed what a study allows."""
+_MOST = 65535
+"""Domains are noted in 16 bits while they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,10 @@ class Sampler:
     Args:
         tables: one per domain, in the order of `space.names`.
         space: epoch caps and the replacement policy.
-        stage: mixture, budget and pools.
+        stage: mixture, budget, pools and which domains are replayed.
         seed: of the row order.
         pack: tokens of a pack, or None to draw single rows.
+        before: what the job's earlier stages have drawn.
 
     Raises:
         MixtureError: the mixture cannot be drawn under the caps; says what is short by how much.
@@ -55,26 +60,60 @@ class Sampler:
         stage: Stage,
         seed: int,
         pack: int | None = None,
+        before: Earlier | None = None,
     ) -> None:
         self.names = space.names
+        if len(self.names) > _MOST:
+            raise MixtureError(f"at most {_MOST} domains can be sampled, got {len(self.names)}")
+        for name in set(stage.replay) - set(self.names):
+            raise MixtureError(
+                f"unknown domain '{name}' in Stage.replay{nearest(name, self.names)}"
+            )
         self.budget = stage.budget
+        self._replay = frozenset(stage.replay)
         self.asked = stage.mixture.ordered(self.names)
         pools = stage.pools or tuple(len(t.tokens) for t in tables)
         self.streams = tuple(
             Stream(table, _pool(table, pool), seed, self.budget.unit, space.replacement, pack)
             for table, pool in zip(tables, pools, strict=True)
         )
-        self._caps = tuple(
+        self._limits = tuple(
             _cap(cap, stream.pool, space.replacement)
             for cap, stream in zip(space.max_epochs, self.streams, strict=True)
         )
+        self._means = tuple(stream.mean() for stream in self.streams)
         count = len(self.names)
         self._full: list[tuple[int, Pass] | None] = [None] * count
         self._rows, self._total = [0] * count, 0
         self._used, self._lag, self._since = [0] * count, [0.0] * count, 0
         self._weights: list[float] = []
-        self.capped = (False,) * count
-        self._set(self.asked, strict=True)
+        self._place(before or earlier((), (), count), strict=True)
+
+    def follow(self, before: Earlier) -> None:
+        """Draw what comes after `before`; to be called ahead of the first draw.
+
+        What the caps do not leave of a domain goes to the others.
+        """
+        self._place(before, strict=False)
+
+    def _place(self, before: Earlier, strict: bool) -> None:
+        self._before = before
+        self._first = [
+            0 if name in self._replay else place
+            for name, place in zip(self.names, before.places, strict=True)
+        ]
+        self._caps = [
+            None if limit is None else max(0, limit - rows)
+            for limit, rows in zip(self._limits, before.rows, strict=True)
+        ]
+        self.capped = (False,) * len(self.names)
+        self._set(self.asked, strict)
+
+    def unique(self, d: int, rows: int) -> int:
+        """How many of the first `rows` draws of domain `d` are of rows never drawn before."""
+        stream = self.streams[d]
+        known = stream.unique(self._before.places[d])
+        return max(0, stream.unique(self._first[d] + rows) - known)
 
     @property
     def progress(self) -> float:
@@ -100,7 +139,9 @@ class Sampler:
         remaining = self.budget.amount - self._total
         room = np.array([self._room(d) for d in range(len(self.names))]) / remaining
         weights = mixture.array()
-        if strict and (weights > room * (1 + _TOLERANCE)).any():
+        # A cap is a whole number of rows, so it may be a row short of the share it allows.
+        spare = _SPARE + np.asarray(self._means) / remaining
+        if strict and (weights > np.where(room > 0, room + spare, 0.0)).any():
             raise MixtureError(_shortage(self.names, self.streams, weights, room, self.budget))
         weights, bound = _redistribute(weights, room, mixture)
         self.capped = tuple(bool(a or b) for a, b in zip(self.capped, bound, strict=True))
@@ -109,21 +150,33 @@ class Sampler:
             self._lag = [float(lag) for lag in fluid]
         self._ends = list(self._caps)
         if self.budget.unit is Unit.EXAMPLES:
-            counts = largest_remainder(weights, remaining)
-            weights = counts / remaining
-            self._ends = [done + int(n) for done, n in zip(self._rows, counts, strict=True)]
-            self._lag = [0.0] * len(self.names)
+            weights = self._count(weights, remaining)
         self._mixture, self._weights = mixture, [float(w) for w in weights]
         self._used, self._since = [0] * len(self.names), 0
         self._arm()
 
+    def _count(self, weights: Vector, remaining: int) -> Vector:
+        """Round what is left of a budget of rows to whole ones; the rates [K] that lead there.
+
+        What a domain is behind or ahead is part of what it gets, so that a mixture that moves at
+        every step is followed in the long run, too.
+        """
+        lag = np.asarray(self._lag)
+        owed = np.maximum(weights * remaining + lag, 0.0)
+        shares = owed / owed.sum() if lag.any() and owed.any() else weights
+        counts = largest_remainder(shares, remaining)
+        for d, (cap, done) in enumerate(zip(self._caps, self._rows, strict=True)):
+            if cap is not None:
+                counts[d] = min(counts[d], cap - done)
+        self._ends = [done + int(n) for done, n in zip(self._rows, counts, strict=True)]
+        return np.where(counts > 0, np.maximum(counts - lag, _TOLERANCE), 0.0) / remaining
+
     def _room(self, d: int) -> float:
         """What domain `d` can still give under its cap, in the budget's unit."""
-        cap, stream = self._caps[d], self.streams[d]
-        if cap is None:
-            return _NEVER
-        whole = self._pass(d, 0).worth if stream.pool else np.zeros(1)
-        return float(np.mean(whole) * (cap - self._rows[d]))
+        cap = self._caps[d]
+        if not self._means[d]:
+            return 0.0
+        return _NEVER if cap is None else self._means[d] * (cap - self._rows[d])
 
     def _pass(self, d: int, number: int) -> Pass:
         held = self._full[d]
@@ -153,8 +206,10 @@ class Sampler:
         if not self._weights[d] or (end is not None and self._rows[d] >= end):
             self._sizes[d], self._dues[d], self._item[d] = [], [_NEVER], 0
             return
-        number, first = divmod(self._rows[d], pool)
-        head = self._pass(d, number).cut(first, None if end is None else end - number * pool)
+        begun = self._first[d]
+        number, first = divmod(begun + self._rows[d], pool)
+        last = None if end is None else begun + end - number * pool
+        head = self._pass(d, number).cut(first, last)
         sizes = head.sizes()
         dues = (self._used[d] + np.cumsum(sizes) - self._lag[d]) / self._weights[d]
         self._heads[d], self._sizes[d], self._item[d] = head, sizes.tolist(), 0
@@ -239,7 +294,7 @@ class Sampler:
 
 def _pool(table: Lengths, pool: int) -> int:
     size = len(table.tokens)
-    if not 0 < pool <= size:
+    if not min(1, size) <= pool <= size:
         raise MixtureError(f"pool of '{table.domain}' must be 1 to its {size} rows, got {pool}")
     return pool
 

@@ -8,14 +8,21 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raymix.core.errors import ConfigError
 from raymix.data.formats import canonical_type
 
 Patterns = str | tuple[str, ...]
 
-_DOMAIN = re.compile(r"[A-Za-z0-9_.-]+")
+_DOMAIN = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}")
 
 
 class DatasetSpec(BaseModel):
@@ -50,23 +57,28 @@ class DatasetSpec(BaseModel):
     def _plain_name(cls, value: str) -> str:
         if not _DOMAIN.fullmatch(value):
             raise ConfigError(
-                f"domain '{value}' must be made of letters, digits, '_', '.' and '-': it becomes "
-                "part of metric and file names"
+                f"domain '{value}' must be made of letters, digits, '_', '.' and '-' (100 at the "
+                "most): it becomes part of metric and file names"
             )
         return value
 
     @field_validator("type")
     @classmethod
-    def _known_type(cls, value: str | None) -> str | None:
-        return None if value is None else canonical_type(value)
+    def _known_type(cls, value: str | None, info: ValidationInfo) -> str | None:
+        try:
+            return None if value is None else canonical_type(value)
+        except ConfigError as error:
+            raise ConfigError(f"{_here(info)}{error}") from None
 
     @field_validator("eval_split", "test_split", mode="before")
     @classmethod
-    def _possible_carve(cls, value: object) -> object:
-        if isinstance(value, bool) or (isinstance(value, float) and not 0 < value < 1):
-            raise ConfigError(_CARVE.format(value=value))
-        if isinstance(value, int) and value < 1:
-            raise ConfigError(_CARVE.format(value=value))
+    def _possible_carve(cls, value: object, info: ValidationInfo) -> object:
+        impossible = isinstance(value, bool) or (isinstance(value, float) and not 0 < value < 1)
+        if impossible or (isinstance(value, int) and value < 1):
+            raise ConfigError(
+                f"{_here(info)}{info.field_name} takes a split's name, a number of rows (1 or "
+                f"more) or a fraction between 0 and 1, got {value}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -88,10 +100,10 @@ class DatasetSpec(BaseModel):
         return self
 
 
-_CARVE = (
-    "eval_split and test_split take a split's name, a number of rows (1 or more) or a fraction "
-    "between 0 and 1, got {value}"
-)
+def _here(info: ValidationInfo) -> str:
+    """Which domain a field belongs to; nothing while the domain itself is wrong."""
+    domain = info.data.get("domain")
+    return "" if domain is None else f"domain '{domain}': "
 
 
 class DataSpec(BaseModel):

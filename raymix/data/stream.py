@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raymix.core.job import Drawn, Stage
 from raymix.core.mixture import Unit
 
 Ints = NDArray[np.int64]
@@ -89,17 +91,19 @@ class Stream:
         The permutation is of all rows, and rows outside the pool are left out, so that trials with
         different pools see what they share in the same order.
         """
-        size = len(self.table.tokens)
-        if self.pool < size:
-            rank = np.empty(size, dtype=np.int64)
-            rank[self._rng(0).permutation(size)] = np.arange(size)
-        else:
-            rank = np.arange(size)
-        rng = self._rng(1 + number)
+        size, rng = len(self.table.tokens), self._rng(1 + number)
         if self.replacement:
-            return np.flatnonzero(rank < self.pool)[rng.integers(0, self.pool, self.pool)]
+            return self._members()[rng.integers(0, self.pool, self.pool)]
         order = rng.permutation(size)
-        return order[rank[order] < self.pool]
+        if self.pool == size:
+            return order
+        inside = np.zeros(size, dtype=np.bool_)
+        inside[self._members()] = True
+        return order[inside[order]]
+
+    def _members(self) -> Ints:
+        """The rows of the pool, ascending."""
+        return np.sort(self._rng(0).permutation(len(self.table.tokens))[: self.pool])
 
     def load(self, number: int) -> Pass:
         """Pass `number`, whole."""
@@ -118,14 +122,42 @@ class Stream:
         column = self.table.tokens if self.unit is Unit.TOKENS else self.table.loss_tokens
         return np.asarray(column[rows], dtype=np.int64)
 
+    def mean(self) -> float:
+        """What a row of the pool is worth on average in the budget's unit."""
+        rows = np.arange(self.pool) if self.pool == len(self.table.tokens) else self._members()
+        return float(np.mean(self._worth(rows))) if self.pool else 0.0
+
     def unique(self, drawn: int) -> int:
         """How many distinct rows are among the first `drawn` draws."""
         if not self.replacement:
             return min(drawn, self.pool)
         seen: set[int] = set()
         for number in range(-(-drawn // self.pool)):
-            seen.update(self.order(number)[: drawn - number * self.pool].tolist())
+            # As drawn: packing moves rows about within a pass.
+            seen.update(self.load(number).rows[: drawn - number * self.pool].tolist())
         return len(seen)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the stages before have drawn of each domain.
+
+    `rows` [K] count towards the epoch caps; `places` [K] are how far they came in its order.
+    """
+
+    rows: tuple[int, ...]
+    places: tuple[int, ...]
+
+
+def earlier(stages: Sequence[Stage], drawn: Sequence[Sequence[Drawn]], domains: int) -> Earlier:
+    """What `stages`, each of which drew `drawn` [K], leave to the stage after them."""
+    rows, places = [0] * domains, [0] * domains
+    for stage, parts in zip(stages, drawn, strict=False):
+        for d, part in enumerate(parts):
+            rows[d] += part.rows
+            begun = 0 if part.domain in stage.replay else places[d]
+            places[d] = max(places[d], begun + part.rows)
+    return Earlier(tuple(rows), tuple(places))
 
 
 def pack_rows(lengths: list[int], capacity: int) -> list[list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,20 @@ import numpy as np
 
 from raymix import search
 from raymix.core.codec import fingerprint
-from raymix.core.errors import ConfigError, RaymixError
+from raymix.core.errors import ConfigError, RaymixError, nearest
 from raymix.core.job import Json
 from raymix.core.mixture import Budget, Domain, Mixture, Space
 from raymix.core.trial import Searcher
 from raymix.data.prepare import DataSpec, Prepared
 from raymix.data.prepare import prepare as prepare_data
 from raymix.experiment.config import Experiment, SearcherSettings
+from raymix.experiment.model import check_model
 from raymix.strategy.multitask import MultiTask
-from raymix.study.objective import Objective
 from raymix.study.plan import Confirm, Method, Plan, baselines
 from raymix.train.config import Setup
+
+_MOST_EPOCHS = 10_000
+"""Of all data together; a budget beyond it is a slip, and to count it out would take hours."""
 
 
 def data_spec(experiment: Experiment) -> DataSpec:
@@ -46,33 +48,12 @@ def prepare(experiment: Experiment) -> Prepared:
     return prepare_data(data_spec(experiment))
 
 
-def check_model(name: str) -> None:
-    """Refuse a local folder that holds no model, and models that are not decoder-only.
+def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
+    """The mixtures that may be proposed.
 
     Raises:
-        ConfigError: says which, before anything is loaded.
+        ConfigError, MixtureError: budget, bounds and caps do not fit the data.
     """
-    path = Path(name)
-    if not path.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ConfigError(f"model_name_or_path: no folder '{name}'")
-        return
-    config = path / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"model_name_or_path: '{name}' holds no config.json")
-    try:
-        described = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model_name_or_path: cannot read '{config}': {error}") from None
-    if described.get("is_encoder_decoder"):
-        raise ConfigError(
-            f"model_name_or_path: '{name}' is an encoder-decoder ({described.get('model_type')}); "
-            "raymix tunes decoder-only models"
-        )
-
-
-def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
-    """The mixtures that may be proposed."""
     settings, names = experiment.mixture, [d.name for d in domains]
     budget = Budget(settings.budget, settings.unit)
     if settings.prior == "uniform":
@@ -83,31 +64,33 @@ def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
         prior = Mixture.of(settings.prior).ordered(names)
     bounds = [settings.bounds.get(name, (0.0, 1.0)) for name in names]
     caps = settings.max_epochs
-    each = caps if isinstance(caps, dict) else dict.fromkeys(names, caps or float("inf"))
-    return Space(
+    if not isinstance(caps, dict):
+        caps = dict.fromkeys(names, float("inf") if caps is None else caps)
+    found = Space(
         domains=domains,
         budget=budget,
         prior=prior,
         lower=tuple(low for low, _ in bounds),
         upper=tuple(high for _, high in bounds),
-        max_epochs=tuple(each.get(name, float("inf")) for name in names),
+        max_epochs=tuple(caps.get(name, float("inf")) for name in names),
         replacement=settings.replacement,
     )
+    held = sum(d.size(budget.unit) for d in domains)
+    if budget.amount > _MOST_EPOCHS * held:
+        raise ConfigError(
+            f"mixture.budget: {budget.amount} {budget.unit} are {budget.amount / held:.3g} epochs "
+            f"of all data, which hold {held} {budget.unit}; at most {_MOST_EPOCHS} are taken"
+        )
+    return found
 
 
 def plan(experiment: Experiment, within: Space) -> Plan:
     """What the study is to do in the space `within`."""
     settings = experiment.search
-    objective = Objective(
-        aggregate=settings.objective.aggregate,
-        weights=settings.objective.weights,
-        constraints=settings.constraints,
-        kl_to_prior=settings.objective.kl_to_prior,
-    )
     return Plan(
         space=within,
         strategy=MultiTask(),
-        objective=objective,
+        objective=settings.goal(),
         methods=tuple(_method(s, settings.num_trials) for s in settings.searchers),
         baselines={name: Mixture.of(shares) for name, shares in settings.baselines.items()},
         confirm=Confirm(settings.confirm.top_k, settings.confirm.seeds),
@@ -172,8 +155,8 @@ def searcher(settings: SearcherSettings) -> Searcher:
             )
     try:
         made: Searcher = kind(**settings.settings)
-    except RaymixError:
-        raise
+    except RaymixError as error:
+        raise ConfigError(f"search.searchers: {error}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"search.searchers: '{settings.type}': {error}") from None
     return made
@@ -183,11 +166,18 @@ def _kind(name: str) -> Any:
     if ":" in name:
         module, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"search.searchers: cannot import '{name}': {error}") from None
+            kind = getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # the user's own code: whatever is wrong there
+            words = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"search.searchers: cannot import '{name}': {words}") from error
+        if not (dataclasses.is_dataclass(kind) and callable(getattr(kind, "propose", None))):
+            raise ConfigError(f"search.searchers: '{name}' is no dataclass with a method propose")
+        return kind
     offered = {kind.lower(): getattr(search, kind) for kind in search.__all__}
     found = offered.get(name.replace("_", "").lower())
     if found is None:
-        raise ConfigError(f"search.searchers: no searcher '{name}'; known: {', '.join(offered)}")
+        hint = nearest(name, offered)
+        raise ConfigError(
+            f"search.searchers: no searcher '{name}'{hint}; known: {', '.join(offered)}"
+        )
     return found

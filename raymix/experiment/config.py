@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -17,10 +20,11 @@ from pydantic import (
 )
 
 from raymix.cluster.config import Cluster, EarlyStopping
-from raymix.core.errors import ConfigError
-from raymix.core.mixture import Unit
+from raymix.core.errors import ConfigError, RaymixError
+from raymix.core.mixture import Mixture, Unit
 from raymix.data.source import DatasetSpec
 from raymix.experiment.explain import explain
+from raymix.study.objective import Objective
 from raymix.train.config import Training
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +37,7 @@ class StudySettings(BaseModel):
     model_config = _FROZEN
 
     name: str = "raymix"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     output_dir: str | None = None
 
     @property
@@ -63,15 +67,17 @@ class MixtureSettings(BaseModel):
     @classmethod
     def _amount(cls, value: Any) -> Any:
         """Read "10M"."""
-        if not isinstance(value, str):
+        if not isinstance(value, str | bool):
             return value
-        match = re.fullmatch(r"([\d_.,]+)\s*([kKmMbB]?)", value.strip())
-        if match is None:
+        text = str(value).replace("_", "").replace(",", "").strip()
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kKmMbB]?)", text)
+        # Decimal: 1.001k is 1001 rows, which floats would make 1000.
+        amount = match and Decimal(match[1]) * _SUFFIXES.get(match[2].lower(), 1)
+        if amount is None or amount % 1:
             raise ValueError(
-                f"budget must be a number such as 12800, '12.8k' or '10M', got {value!r}"
+                f"budget must be a whole number such as 12800, '12.8k' or '10M', got {value!r}"
             )
-        number = float(match[1].replace("_", "").replace(",", ""))
-        return int(number * _SUFFIXES.get(match[2].lower(), 1))
+        return int(amount)
 
     @field_validator("unit", mode="before")
     @classmethod
@@ -86,6 +92,18 @@ class MixtureSettings(BaseModel):
                 raise ValueError(
                     f"bounds of '{name}' must be 0 <= low <= high <= 1, got {low}, {high}"
                 )
+        least = sum(low for low, _ in value.values())
+        if least > 1 + 1e-6:
+            raise ValueError(f"lower bounds must sum to 1 at the most, got {least:.4g}")
+        return value
+
+    @field_validator("max_epochs")
+    @classmethod
+    def _positive(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
+        caps = value if isinstance(value, dict) else {"all domains": value}
+        for name, cap in caps.items():
+            if cap is not None and not cap > 0:
+                raise ValueError(f"max_epochs of {name} must be above 0, got {cap}")
         return value
 
 
@@ -113,7 +131,10 @@ class SearcherSettings(BaseModel):
         own = {"type", "name", "num_trials", "settings"}
         rest = {key: value for key, value in values.items() if key not in own}
         kept = {key: value for key, value in values.items() if key in own}
-        return {**kept, "settings": {**kept.get("settings", {}), **rest}}
+        own_settings = kept.get("settings", {})
+        if not isinstance(own_settings, Mapping):
+            return kept
+        return {**kept, "settings": {**own_settings, **rest}}
 
 
 class ConfirmSettings(BaseModel):
@@ -151,6 +172,19 @@ class SearchSettings(BaseModel):
     early_stopping: EarlyStopping = EarlyStopping()
     confirm: ConfirmSettings = ConfirmSettings()
 
+    def goal(self) -> Objective:
+        """What the study minimises.
+
+        Raises:
+            ConfigError: a weight or a constraint that means nothing.
+        """
+        return Objective(
+            aggregate=self.objective.aggregate,
+            weights=self.objective.weights,
+            constraints=self.constraints,
+            kl_to_prior=self.objective.kl_to_prior,
+        )
+
 
 class TrackingSettings(BaseModel):
     """Where runs are logged. `report_to`: "mlflow" or "none"."""
@@ -158,7 +192,7 @@ class TrackingSettings(BaseModel):
     model_config = _FROZEN
 
     report_to: Literal["mlflow", "none"] = "mlflow"
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = Field("sqlite:///mlflow.db", min_length=1)
     experiment_name: str = "raymix"
 
 
@@ -191,6 +225,8 @@ class Experiment(BaseModel):
         except ValidationError as error:
             raise ConfigError(explain(error, Experiment)) from None
         experiment._check_domains()
+        experiment._check_mixtures()
+        experiment._check_search()
         return experiment
 
     def _check_domains(self) -> None:
@@ -212,7 +248,41 @@ class Experiment(BaseModel):
                 if name not in names:
                     raise ConfigError(f"{key}: unknown domain '{name}'; known: {', '.join(names)}")
 
+    def _check_mixtures(self) -> None:
+        """Refuse shares that are no mixture of the domains."""
+        named = {f"search.baselines.{k}": v for k, v in self.search.baselines.items()}
+        if isinstance(self.mixture.prior, dict):
+            named["mixture.prior"] = self.mixture.prior
+        for key, shares in named.items():
+            with _under(f"{key}: "):
+                Mixture.of(shares).ordered(self.names)
+
+    def _check_search(self) -> None:
+        """Refuse an objective, a guard or a stopping rule that does not fit the rest."""
+        search, names, prior = self.search, self.names, self.mixture.prior
+        shares = prior if isinstance(prior, dict) else dict.fromkeys(names, 1 / len(names))
+        # A proportional prior is above 0 everywhere, which is all that an objective asks of it.
+        within = Mixture.normalised(names, np.array([shares.get(name, 0.0) for name in names]))
+        with _under("search."):
+            search.model_copy(update={"constraints": ()}).goal().check(names, within)
+        with _under("search.constraints: "):
+            search.goal().check(names, within)
+        if search.early_stopping.scheduler == "asha" and self.training.eval_steps is None:
+            raise ConfigError(
+                "search.early_stopping.scheduler: asha looks at evaluations during a training; "
+                "set training.eval_steps"
+            )
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the domains, in the order of every array [K]."""
         return tuple(d.domain for d in self.datasets)
+
+
+@contextmanager
+def _under(prefix: str) -> Iterator[None]:
+    """Put the key before what is wrong with its value."""
+    try:
+        yield
+    except RaymixError as error:
+        raise ConfigError(f"{prefix}{error}") from None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from raymix.data.prepare import Prepared
 from raymix.data.store import open_table
 from raymix.experiment.build import plan, prepare, space
 from raymix.experiment.config import Experiment
+from raymix.experiment.model import parameters
 from raymix.experiment.preview import preview
 from raymix.study.plan import baselines
 from raymix.study.record import read
@@ -109,14 +108,3 @@ def _eval_tokens(experiment: Experiment, prepared: Prepared) -> int:
     limit = experiment.training.eval_rows
     tables = (open_table(prepared.stores[name]["eval"]) for name in experiment.names)
     return sum(int(t.tokens.mean() * min(t.rows, limit or t.rows)) for t in tables if t.rows)
-
-
-def parameters(model: str) -> int | None:
-    """Parameters in a local folder's safetensors files, read from their headers; None: no files."""
-    total = 0
-    for path in Path(model).glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(t["shape"]) for k, t in header.items() if k != "__metadata__")
-    return total or None

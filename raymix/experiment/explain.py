@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -32,11 +33,10 @@ def _line(item: dict[str, Any], path: list[Any], model: type[BaseModel]) -> str:
     if item["type"] == "missing":
         return f"missing key '{where}'"
     message = str(item["msg"]).removeprefix("Value error, ")
-    return (
-        f"{where}: {message}, got {item['input']!r}"
-        if "got" not in message
-        else f"{where}: {message}"
-    )
+    # A validator of a whole block says itself what of it is wrong.
+    whole = item["type"] == "value_error" and isinstance(item["input"], Mapping)
+    given = "" if whole or "got" in message else f", got {item['input']!r}"
+    return f"{where}: {message}{given}"
 
 
 def fields_at(model: type[BaseModel], path: list[Any]) -> set[str]:

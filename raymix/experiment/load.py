@@ -39,13 +39,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     except yaml.YAMLError as error:
         raise ConfigError(f"'{path}' is no YAML: {error}") from None
     if not isinstance(plain, dict):
-        raise ConfigError(f"'{path}' must hold a mapping of keys, got {type(plain).__name__}")
+        found = "nothing" if plain is None else f"a {type(plain).__name__}"
+        raise ConfigError(f"'{path}' must hold a mapping of keys, got {found}")
+    _refuse_twice(tree, path)
     for override in overrides:
         apply(plain, override)
     try:
         return Experiment.model_validate(plain)
     except ConfigError as error:
-        lines = [_located(line, tree, path) for line in str(error).splitlines()]
+        lines = [_located(line, tree, path, overrides) for line in str(error).splitlines()]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -102,11 +104,51 @@ def _nearby(path: Path) -> str:
     return f"; did you mean '{parent / near[0]}'?" if near else ""
 
 
-def _located(message: str, tree: yaml.Node | None, path: Path) -> str:
-    """Put `file:line` before a message that starts with, or quotes, a dotted key."""
+def _refuse_twice(node: yaml.Node | None, path: Path) -> None:
+    """Refuse a key that stands twice in one block: YAML would silently drop the first."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_twice(child, path)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for name, child in node.value:
+            line = name.start_mark.line + 1
+            if name.value in seen:
+                raise ConfigError(
+                    f"{path}:{line}: key '{name.value}' stands in line {seen[name.value]} already"
+                )
+            if isinstance(name.value, str):
+                seen[name.value] = line
+            _refuse_twice(child, path)
+
+
+def _located(
+    message: str, tree: yaml.Node | None, path: Path, overrides: Sequence[str] = ()
+) -> str:
+    """Put `file:line`, or the override, before a message that names a dotted key or a domain."""
+    domain = re.match(r"domain '([^']*)'", message)
+    if domain is not None:
+        line = _domain_line(tree, domain[1])
+        return f"{path}:{line}: {message}" if line else f"{path}: {message}"
     match = re.match(r"(?:unknown key '|missing key ')?([\w.-]+)", message)
-    line = _line(tree, match[1].split(".")) if match else None
+    key = match[1] if match else ""
+    for override in overrides:
+        if f"{key}.".startswith(override.partition("=")[0].lstrip("-") + "."):
+            return f"{path}, override '{override}': {message}"
+    line = _line(tree, key.split("."))
     return f"{path}:{line}: {message}" if line else f"{path}: {message}"
+
+
+def _domain_line(tree: yaml.Node | None, domain: str) -> int | None:
+    """The line where the domain is named."""
+    for block, datasets in tree.value if isinstance(tree, yaml.MappingNode) else ():
+        if block.value != "datasets" or not isinstance(datasets, yaml.SequenceNode):
+            continue
+        for entry in datasets.value:
+            for name, value in entry.value if isinstance(entry, yaml.MappingNode) else ():
+                if name.value == "domain" and value.value == domain:
+                    return int(value.start_mark.line) + 1
+    return None
 
 
 def _line(node: yaml.Node | None, keys: list[str]) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymix.cluster.config import Cluster
-from raymix.core.errors import TrainingError
+from raymix.core.errors import ConfigError, TrainingError
 from raymix.core.job import Point, Runner, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.trial import History, Trial
@@ -52,7 +52,10 @@ def tune(
     """
     prepared = prepare(experiment)
     folder = Path(experiment.study.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"study.output_dir: cannot make the folder '{folder}': {error}") from None
     tracker = _tracker(experiment)
     study = Study(
         folder,
@@ -128,9 +131,12 @@ def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> 
     The test split is evaluated at the end, where there is one.
 
     Raises:
-        MixtureError: the mixture cannot be drawn.
+        ConfigError, MixtureError: the mixture cannot be drawn, or `save` is the base model itself.
         TrainingError: the training failed; says why.
     """
+    target = Path(save).resolve()
+    if target == Path(experiment.model_name_or_path).resolve():
+        raise ConfigError(f"will not save over the base model in {target}; choose another folder")
     prepared = prepare(experiment)
     within = space(experiment, prepared.domains)
     chosen = (mixture or within.prior).ordered(within.names)
@@ -140,11 +146,10 @@ def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> 
         space=within,
         seed=experiment.study.seed,
         test=True,
-        save=str(Path(save).resolve()),
+        save=str(target),
     )
-    parts = dataclasses.replace(
-        setup(experiment, prepared), output_dir=str(Path(save).resolve() / "training")
-    )
+    # Checkpoints lie beside the model: in its folder they would be part of it.
+    parts = dataclasses.replace(setup(experiment, prepared), output_dir=f"{target}-training")
     result = _train(job, parts, experiment.cluster)
     if result.status is Status.FAILED:
         raise TrainingError(result.error)

@@ -129,11 +129,19 @@ def read_best(path: str | Path) -> Best:
             raise ConfigError(f"{path}: unknown key '{name}'{nearest(str(name), _KEYS)}")
     try:
         return _decoded(plain)
-    except (MixtureError, ValidationError, ValueError, TypeError, KeyError) as error:
+    except (MixtureError, ValidationError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    except (TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: budget, seeds or realised is not as raymix writes it ({error!r}); only "
+            "'mixture:' is needed"
+        ) from error
 
 
 def _decoded(plain: Mapping[str, Any]) -> Best:
+    for name, share in plain["mixture"].items():
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise ValueError(f"mixture.{name} must be a number, got {share!r}")
     budget = plain.get("budget")
     return Best(
         mixture=Mixture.of(plain["mixture"]),

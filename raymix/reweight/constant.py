@@ -18,6 +18,7 @@ class Constant:
 
     every: int = 1
     needs: frozenset[Signal] = frozenset({Signal.DOMAIN_LOSS})
+    same_step: bool = False
     targets: tuple[str, ...] = ()
 
     def init(self, space: Space, steps: int, seed: int) -> tuple[Decision, Json]:

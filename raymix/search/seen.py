@@ -32,5 +32,9 @@ def trained(names: Sequence[str], trials: Iterable[Trial]) -> frozenset[Key]:
 
 def _plain(proposal: Proposal) -> bool:
     return proposal == Proposal(
-        proposal.mixture, role=proposal.role, measure=proposal.measure, note=proposal.note
+        proposal.mixture,
+        role=proposal.role,
+        measure=proposal.measure,
+        note=proposal.note,
+        keep=proposal.keep,
     )

@@ -18,7 +18,7 @@ _FIRST_SEED = 1000
 
 def content(proposal: Proposal) -> str:
     """What is trained, without why: two proposals with equal content are one training."""
-    return to_json(replace(proposal, role=Role.SEARCH, measure=frozenset(), note=None))
+    return to_json(replace(proposal, role=Role.SEARCH, measure=frozenset(), note=None, keep=False))
 
 
 def candidates(history: History, settings: Confirm) -> tuple[Trial, ...]:
@@ -44,7 +44,7 @@ def confirmations(history: History, settings: Confirm, seed: int) -> Iterator[tu
             if (content(trial.proposal), block) not in asked:
                 note = {"of": trial.number, "block": block}
                 proposal = replace(
-                    trial.proposal, role=Role.CONFIRM, measure=frozenset(), note=note
+                    trial.proposal, role=Role.CONFIRM, measure=frozenset(), note=note, keep=False
                 )
                 yield proposal, seed + _FIRST_SEED + block
 
@@ -58,25 +58,34 @@ def confirmed(history: History) -> dict[int, tuple[Trial, ...]]:
     for trial in history.finished:
         whole = trial.result is not None and trial.result.status is Status.DONE
         if trial.role is Role.CONFIRM and whole:
-            found.setdefault(int(trial.proposal.note["of"]), []).append(trial)
+            found.setdefault(_of(trial), []).append(trial)
     return {k: tuple(sorted(v, key=lambda t: t.proposal.note["block"])) for k, v in found.items()}
 
 
 def winner(history: History) -> Trial | None:
-    """The best trial: by mean eval score over the most fresh seeds if confirmed, else by rank.
+    """The best trial: by mean eval score over fresh seeds if confirmed, else by rank.
 
-    Only ranked trials that were confirmed with as many seeds as any other compete; those that
-    break a guard on average come last. Test losses are not looked at.
+    Until the best-ranked mixture is confirmed the ranking decides; then only blocks that all
+    confirmed mixtures have count, and a mixture of which a training failed does not compete. Those
+    that break a guard on average come last. Test losses are not looked at.
     """
+    ranked = history.ranking()
     repeats = confirmed(history)
-    if not repeats:
-        return next(iter(history.ranking()), None)
-    most = max(len(trials) for trials in repeats.values())
-    whole = {n: trials for n, trials in repeats.items() if len(trials) == most}
+    failed = {_of(t) for t in history if t.role is Role.CONFIRM and not (t.pending or t.finished)}
+    if not ranked or not (ranked[0].number in repeats or ranked[0].number in failed):
+        return next(iter(ranked), None)
+    sound = {n: trials for n, trials in repeats.items() if n not in failed} or repeats
+    blocks = min(len(trials) for trials in sound.values())
+    whole = {n: trials[:blocks] for n, trials in repeats.items() if len(trials) >= blocks}
 
     def key(number: int) -> tuple[bool, float, int]:
         trials = whole[number]
         broken = float(np.mean([t.violation for t in trials])) > 0
         return broken, float(np.mean([t.score for t in trials])), number
 
-    return {t.number: t for t in history}[min(whole, key=key)]
+    return {t.number: t for t in history}[min(whole, key=key)] if whole else ranked[0]
+
+
+def _of(trial: Trial) -> int:
+    """Number of the trial that a confirmation repeats."""
+    return int(trial.proposal.note["of"])

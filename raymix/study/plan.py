@@ -67,8 +67,12 @@ class Plan:
         """Refuse names used twice, a negative seed, mixtures and objectives that do not fit."""
         names = [*(m.name for m in self.methods), *self.baselines]
         for name in names:
-            if names.count(name) > 1 or name in RESERVED:
-                raise ConfigError(f"method or baseline name '{name}' is used twice")
+            if name in RESERVED:
+                raise ConfigError(f"a baseline cannot be named '{name}': the study uses it")
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"method or baseline name '{name}' is used twice; give one another name"
+                )
         if self.seed < 0:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
         self.objective.check(self.space.names, self.space.prior)

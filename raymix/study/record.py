@@ -10,7 +10,7 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import MixtureError, StudyError
 from raymix.core.job import Json, Point, Spent, TrainResult
 from raymix.core.trial import History, Proposal, Trial
-from raymix.study.store import Event, read_events
+from raymix.study.store import Event, file_of, read_events
 
 
 class Record:
@@ -100,7 +100,10 @@ def replay(events: Iterable[Event], path: str | Path = "history") -> Record:
 
 def read(path: str | Path) -> Record:
     """What the history file at `path` (or in that folder) says; the study may be running."""
-    return replay(read_events(path), path)
+    record = replay(read_events(path), file_of(path))
+    if "identity" not in record.header or "config" not in record.header:
+        raise StudyError(f"{file_of(path)} is no history of a study: it does not start with one")
+    return record
 
 
 def costs(history: History) -> dict[str, Spent]:

@@ -78,11 +78,16 @@ class Store:
 
 def read_events(path: str | Path) -> list[Event]:
     """Events of a history file (or of the study in a folder), without holding it."""
-    path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    path = file_of(path)
     if not path.is_file():
         raise StudyError(f"no study at {path}")
     return _read(path)[0]
+
+
+def file_of(path: str | Path) -> Path:
+    """The history file that `path` names, itself or by the study's folder."""
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
 
 
 def versions() -> dict[str, str]:

@@ -98,7 +98,7 @@ class Study:
         if not resume:
             raise StudyError(
                 f"{path} already holds a study of {len(self._record.trials)} trials; "
-                "resume it, or choose another output_dir"
+                "resume it (--resume), or choose another output_dir"
             )
         if old["fingerprint"] != body["fingerprint"]:
             changed = "; ".join(differences(old["identity"], encode(identity)))
@@ -159,10 +159,7 @@ class Study:
         return self._baseline() or self._search() or self._confirmation() or self._rest()
 
     def _base(self) -> TrainResult | None:
-        base = self._record.trials[0].result
-        if base is not None and base.status is Status.FAILED:
-            raise StudyError(f"the base model could not be evaluated: {base.error}")
-        return base
+        return self._record.trials[0].result
 
     def _ask(self, method: str, proposal: Proposal, seed: int) -> Trial:
         number = len(self._record.trials)
@@ -253,7 +250,9 @@ class Study:
 
         A result of any status is final; the score of a stopped trial is that of its last point, so
         it ranks before a finished one only if it is already better. No result (a worker died):
-        the trial will be asked again, until it has failed `ATTEMPTS` times.
+        the trial will be asked again, until it has failed `ATTEMPTS` times. Raises StudyError, the
+        trial left open, where the base model failed (nothing could be judged without it) or the
+        fault lay outside the training (the next ones would meet it, too).
         """
         self._record.open(number)
         if result is None:
@@ -264,6 +263,14 @@ class Study:
                 self._again.append(number)
                 return self._record.trials[number]
             result = TrainResult(Status.FAILED, {}, error=f"{ATTEMPTS} attempts failed: {error}")
+        if number == 0 and result.status is Status.FAILED:
+            # Left open: who mends the model can go on with this study.
+            raise StudyError(f"the base model could not be evaluated: {result.error}")
+        if result.outside:
+            raise StudyError(
+                f"trial {number} was stopped: {result.error}; everything told before is safe, "
+                "mend this and resume the study (--resume)"
+            )
         result = self._whole(number, result)
         if number == 0:
             score, violation = self.plan.objective.score(

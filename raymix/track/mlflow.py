@@ -26,6 +26,10 @@ PARENT = -1
 """Stands for the study's own run where a trial's number stands for the trial's."""
 
 _STUDY, _TRIAL = "raymix.study", "raymix.trial"
+
+# Without it MLflow 3 opens the experiment among chats and traces instead of runs and charts.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # the server's limits
 _LONGEST = 5000  # of a tag or parameter, below any store's limit
 
@@ -75,7 +79,7 @@ class MlflowTracker:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
             self._client = mlflow.MlflowClient(tracking_uri=uri)
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             raise ConfigError(f"tracking.tracking_uri '{uri}': {error}") from error
         self._uri = uri
         self._experiment = experiment
@@ -149,7 +153,9 @@ class MlflowTracker:
     def _open_now(self) -> None:
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found or self._client.get_experiment(
-            self._client.create_experiment(self._experiment)
+            self._client.create_experiment(
+                self._experiment, _artifacts(self._uri), _EXPERIMENT_TAGS
+            )
         )
         self._experiment_id = experiment.experiment_id
         mine = f"tags.`{_STUDY}` = '{self._about.id}'"
@@ -200,7 +206,11 @@ class MlflowTracker:
 
     def _tags(self, trial: Trial) -> dict[str, str]:
         role = "trial" if trial.role is Role.SEARCH else trial.role.value
+        confirms = (
+            {"confirms": str(trial.proposal.note["of"])} if trial.role is Role.CONFIRM else {}
+        )
         return {
+            **confirms,
             _STUDY: self._about.id,
             _TRIAL: str(trial.number),
             "searcher": trial.method,
@@ -271,6 +281,14 @@ class MlflowTracker:
             for name, value in encode(spent).items():
                 total[f"cost/{name}"] = total.get(f"cost/{name}", 0.0) + value
         return _metrics({"best/score": self._best, **total}, len(self._spent))
+
+
+def _artifacts(uri: str) -> str | None:
+    """Beside the database, where there is no server; MLflow's default is the working folder."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    database = Path(uri.removeprefix("sqlite:///")).resolve()
+    return (database.parent / "mlruns").as_uri()
 
 
 def _metrics(values: Mapping[str, float], step: int) -> tuple[Metric, ...]:

@@ -18,7 +18,7 @@ class Training(BaseModel):
     `warmup_steps` below 1 is a fraction of the budget. `bf16` None: on where the GPU has it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(2e-5, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"

@@ -17,11 +17,16 @@ from raymix.data.batches import Batches, Item
 
 @dataclass
 class Course:
-    """A job's steps so far: `shares` [K] sums the mixtures, `drawn` has the ended stages."""
+    """A job's steps so far.
+
+    `shares` [K] sums the mixtures, `begun` has the steps before each stage that was entered,
+    `drawn` has the ended stages.
+    """
 
     shares: Vector
     step: int = 0
     stage: int = 0
+    begun: list[int] = field(default_factory=list)
     curve: list[Point] = field(default_factory=list)
     drawn: list[tuple[Drawn, ...]] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
@@ -48,6 +53,7 @@ class Course:
         return {
             "step": self.step,
             "stage": self.stage,
+            "begun": self.begun,
             "shares": self.shares.tolist(),
             "curve": [encode(point) for point in self.curve],
             "drawn": [[encode(drawn) for drawn in stage] for stage in self.drawn],
@@ -61,6 +67,7 @@ class Course:
             shares=np.asarray(state["shares"], dtype=np.float64),
             step=state["step"],
             stage=state["stage"],
+            begun=list(state["begun"]),
             curve=[decode(Point, point) for point in state["curve"]],
             drawn=[tuple(decode(Drawn, d) for d in stage) for stage in state["drawn"]],
             spent=decode(Spent, state["spent"]),
@@ -70,8 +77,7 @@ class Course:
 def joined(stages: Sequence[tuple[Drawn, ...]], units: Sequence[Unit]) -> tuple[Drawn, ...]:
     """What entered the steps of all stages together, per domain.
 
-    Shares are in the stages' unit, in tokens where they differ. Every stage draws a domain's rows
-    in one order from its start, so the rows of the longer draw contain those of the shorter.
+    Shares are in the stages' unit, in tokens where they differ.
     """
     if len(stages) == 1:
         return stages[0]
@@ -89,7 +95,7 @@ def joined(stages: Sequence[tuple[Drawn, ...]], units: Sequence[Unit]) -> tuple[
                 asked=asked / whole,
                 share=sum(stage[d] for stage in amounts) / whole,
                 rows=sum(part.rows for part in parts),
-                unique_rows=max(part.unique_rows for part in parts),
+                unique_rows=sum(part.unique_rows for part in parts),
                 epochs=sum(part.epochs for part in parts),
                 tokens=sum(part.tokens for part in parts),
                 loss_tokens=sum(part.loss_tokens for part in parts),

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
-from raymix.core.job import Json, Point, Stage, Status, TrainJob, TrainResult
+from raymix.core.job import Json, Point, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
-from raymix.data.batches import Batches, Item
-from raymix.data.sampler import Sampler
+from raymix.data.batches import Batches, Item, samplers
 from raymix.data.store import Table
+from raymix.data.stream import earlier
 from raymix.train import checkpoint
 from raymix.train.config import Setup
 from raymix.train.course import Course, expected_steps, joined
@@ -90,7 +90,7 @@ class Run:
             if not self._stage(number, saved):
                 return self.result(Status.STOPPED)
             saved = None
-        if self.job.stages and self.training.save_steps:
+        if self.job.stages and (self.training.save_steps or self.job.keep):
             self._save()
         self._report(1.0, evaluate(self.model, self.kit.held), final=True)
         if self.shelf is not None:
@@ -108,27 +108,41 @@ class Run:
         set_seed((job.seed + self.world.rank) % 2**32)
         self.optimizer = adamw(self.model.parameters, self.training)
         self.model.module.train()
-        self.batches = [self._batches(stage) for stage in job.stages]
+        self.batches = self._plan()
         self.steps = [expected_steps(batches) for batches in self.batches]
         return self._resume()
 
-    def _batches(self, stage: Stage) -> Batches:
-        training = self.training
+    def _plan(self) -> list[Batches]:
+        """The batches of every stage, each after what the earlier ones are expected to draw."""
+        job, training = self.job, self.training
         pack = training.max_length if training.packing else None
-        sampler = Sampler(self.kit.train, self.job.space, stage, self.job.seed, pack)
         per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        return Batches(sampler, per_rank * self.world.size)
+        each = samplers(self.kit.train, job.space, job.stages, job.seed, pack)
+        return [Batches(sampler, per_rank * self.world.size) for sampler in each]
 
-    def _stage(self, number: int, saved: Json | None) -> bool:
-        """Spend one stage's budget; False when the answer to a report was to stop."""
+    def _enter(self, number: int, saved: Json | None) -> Steering:
+        """Make ready for a stage's next step: its first, or the one after a checkpoint."""
         job, stage, course = self.job, self.job.stages[number], self.course
         batches = self.batches[number]
-        steering = Steering(stage.reweighter, job.space, self.world)
+        if saved is None:
+            course.begun.append(course.step)
+            if stage.restart:
+                self.optimizer.state.clear()
+        if number:
+            # What the stages before have drawn may differ from what was expected of them.
+            batches.sampler.follow(earlier(job.stages, course.drawn, len(job.space.names)))
+        steering = Steering(stage.reweighter, job.space, self.world, course.begun[number])
         if saved is None:
             _move(batches, steering.start(job.space, self.steps[number], job.seed))
         else:
             batches.restore(saved["batches"])
             steering.restore(saved["steering"])
+        return steering
+
+    def _stage(self, number: int, saved: Json | None) -> bool:
+        """Spend one stage's budget; False when the answer to a report was to stop."""
+        course, batches = self.course, self.batches[number]
+        steering = self._enter(number, saved)
         while True:
             lr, mixture = self._rate(number), batches.mixture
             items = batches.next_step()
@@ -152,14 +166,35 @@ class Run:
                 self._save(batches, steering)
             if not goes_on:
                 return False
+        if not self._boundary(number, steering):
+            return False
         course.drawn.append(batches.realised())
         course.stage += 1
         return True
 
+    def _boundary(self, number: int, steering: Steering) -> bool:
+        """Report the end of a stage that others follow; False when the answer is to stop."""
+        course, batches = self.course, self.batches[number]
+        told = bool(course.curve) and course.curve[-1].step == course.step
+        if told or number == len(self.job.stages) - 1:
+            return True
+        ended = sum(self.steps[: number + 1]) / sum(self.steps)
+        if self._report(ended, evaluate(self.model, self.kit.held)):
+            return True
+        if self.training.save_steps:
+            self._save(batches, steering)
+        return False
+
     def _rate(self, number: int) -> float:
         """The learning rate of the step that comes next."""
-        factor = rate(self.training, self._progress(number), self.course.step, sum(self.steps))
-        own = self.job.stages[number].learning_rate
+        stages = self.job.stages
+        starts = [0, *(i for i in range(1, len(stages)) if stages[i].restart), len(stages)]
+        first = max(i for i in starts if i <= number)
+        steps = self.steps[first : min(i for i in starts if i > number)]
+        done = sum(self.steps[first:number]) + self.batches[number].progress * self.steps[number]
+        since = self.course.step - self.course.begun[first]
+        factor = rate(self.training, done / sum(steps), since, sum(steps))
+        own = stages[number].learning_rate
         return factor * (self.training.learning_rate if own is None else own)
 
     def _progress(self, number: int) -> float:
@@ -224,8 +259,8 @@ class Run:
             metrics["train/loss"] = float(sums.sum() / tokens.sum())
             metrics["train/lr"] = self.lr
             metrics |= _present("train/{}/loss", names, means(sums, tokens))
+        number = max(0, min(course.stage, len(self.job.stages) - 1))
         if self.job.stages:
-            number = min(course.stage, len(self.job.stages) - 1)
             shares = self.batches[number].mixture.array()
             metrics |= _present("mix/{}/share", names, shares)
         if final:
@@ -234,7 +269,7 @@ class Run:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(f"{bad[0]} is {metrics[bad[0]]} after step {course.step}")
-        point = Point(course.step, progress, metrics)
+        point = Point(course.step, progress, metrics, number)
         course.curve.append(point)
         return self.world.told(self.report(point) if self.world.first else True)
 

@@ -131,7 +131,10 @@ def _adapted(module: Any, training: Training) -> Any:
     with warnings.catch_warnings():
         # peft 0.21 asks the model a question that has a newer name in transformers 5.23.
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(module, config)
+        try:
+            return get_peft_model(module, config)
+        except ValueError as error:
+            raise TrainingError(f"training.lora_target_modules: {error}") from error
 
 
 def _blocks(inner: Any) -> list[nn.Module]:
@@ -207,7 +210,8 @@ def shelf(folder: Path, model: Model, setup: Setup) -> Shelf:
     """See before a training that what it makes can be saved; a collective call.
 
     Raises:
-        TrainingError: there is no tokenizer, or `folder` holds something that is no model.
+        TrainingError: there is no tokenizer, or `folder` holds something that is no model, or
+            cannot be made.
     """
     tokenizer = None
     with together(model.world):
@@ -215,8 +219,21 @@ def shelf(folder: Path, model: Model, setup: Setup) -> Shelf:
             kept = folder.is_dir() and any(folder.iterdir())
             if kept and not any((folder / name).exists() for name in _MARKS):
                 raise TrainingError(f"will not save a model to {folder}: it holds something else")
+            if folder.exists() and not folder.is_dir():
+                raise TrainingError(f"cannot save a model to {folder}: it is a file")
+            try:
+                shutil.rmtree(_draft(folder), ignore_errors=True)
+                _draft(folder).mkdir(parents=True)
+                _draft(folder).rmdir()
+            except OSError as error:
+                raise TrainingError(f"cannot save a model to {folder}: {error}") from error
             tokenizer = _tokenizer(model.path, setup)
     return Shelf(folder, tokenizer)
+
+
+def _draft(folder: Path) -> Path:
+    """Where a model is written before it appears in `folder`, whole."""
+    return folder.with_name(f".draft-{folder.name}")
 
 
 _MARKS = ("config.json", "adapter_config.json")
@@ -252,7 +269,7 @@ def save(model: Model, shelf: Shelf) -> None:
     with together(model.world):
         if not model.world.first:
             return
-        draft = folder.with_name(f".draft-{folder.name}")
+        draft = _draft(folder)
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)

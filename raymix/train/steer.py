@@ -20,11 +20,15 @@ _MEASURED = frozenset({Signal.DOMAIN_LOSS, Signal.VALIDATION_LOSS})
 
 
 class Steering:
-    """A stage's reweighter (or none) with its state, its window and the loss weights in force."""
+    """A stage's reweighter (or none) with its state, its window and the loss weights in force.
 
-    def __init__(self, spec: Spec | None, space: Space, world: World) -> None:
+    `begun`: the job's optimizer steps before the stage; a reweighter counts the stage's own.
+    """
+
+    def __init__(self, spec: Spec | None, space: Space, world: World, begun: int = 0) -> None:
         self.reweighter: Reweighter[Any] | None = from_spec(spec) if spec else None
         self.loss_weights: Mixture | None = None
+        self._begun = begun
         self.window = Window(len(space.names), world.device)
         self._names, self._world, self._state = space.names, world, None
         if self.reweighter is not None:
@@ -41,8 +45,8 @@ class Steering:
         return self._heed(decision)
 
     def due(self, step: int) -> bool:
-        """Whether an update follows optimizer step number `step` (the first is 1)."""
-        return self.reweighter is not None and step % self.reweighter.every == 0
+        """Whether an update follows the job's optimizer step number `step` (the first is 1)."""
+        return self.reweighter is not None and (step - self._begun) % self.reweighter.every == 0
 
     def wants(self, signal: Signal, step: int) -> bool:
         """Whether the reweighter asks for `signal` after optimizer step number `step`."""
@@ -69,7 +73,7 @@ class Steering:
             values[Signal.DOMAIN_LOSS] = means(self.window.sums(self._world), self.window.tokens)
         if validation is not None and self._needs(Signal.VALIDATION_LOSS):
             values[Signal.VALIDATION_LOSS] = validation
-        signals = Signals(step, lr, mixture, self.window.tokens.copy(), values)
+        signals = Signals(step - self._begun, lr, mixture, self.window.tokens.copy(), values)
         self.window.clear()
         decision = Decision()
         with together(self._world):
@@ -118,6 +122,11 @@ def _refuse(reweighter: Reweighter[Any]) -> None:
     for signal in sorted(reweighter.needs - _MEASURED):
         raise TrainingError(
             f"reweighter {name} needs signal '{signal}', which workers cannot measure yet"
+        )
+    if reweighter.same_step:
+        raise TrainingError(
+            f"reweighter {name} decides about the step it has just seen (same_step), which is not "
+            "supported yet"
         )
     if reweighter.targets:
         raise TrainingError(

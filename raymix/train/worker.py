@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from accelerate.utils import release_memory
 from accelerate.utils.memory import should_reduce_batch_size
 
-from raymix.core.errors import RaymixError, TrainingError
+from raymix.core.errors import CheckpointError, RaymixError, TrainingError
 from raymix.core.job import Prompt, Status, Trainable, TrainJob, TrainResult
 from raymix.data.store import Table, open_table
 from raymix.train.config import Setup
@@ -51,13 +52,15 @@ class Worker:
         except Exception as error:
             if self.world.size > 1 and not isinstance(error, RaymixError):
                 raise
-            log.warning("trial %d failed", job.trial, exc_info=error)
-            words = _in_words(error, run)
+            # An error of ours says all in its words, and these are in the result.
+            if not isinstance(error, RaymixError):
+                log.warning("trial %d failed", job.trial, exc_info=error)
+            words, outside = _in_words(error, run), isinstance(error, CheckpointError)
         result = (
             run.result(Status.FAILED, words) if run else TrainResult(Status.FAILED, {}, error=words)
         )
         release_memory()
-        return result
+        return replace(result, outside=outside)
 
     def _kit(self, job: TrainJob) -> Kit:
         """What `job` is run with; jobs of one shape share it."""

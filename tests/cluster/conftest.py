@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pool_processes import begin
 
 from raymix.core.mixture import Budget, Domain, Mixture, Space
 from raymix.data.store import Table, open_table, write_table
@@ -40,6 +41,21 @@ def ray_here():
         del os.environ["PYTHONPATH"]
     else:
         os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts studies in processes of their own; what a failed test leaves behind is killed."""
+    started = []
+
+    def start_one(*args, **settings):
+        started.append(begin(*args, **settings))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def _write(folder: Path, rng: np.random.Generator, domain: str, split: str, rows: int) -> str:

@@ -2,13 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import psutil
 import pytest
+from pool_processes import alive, comes_to, family, finish, log, named, names, wait_for
 from pool_studies import toy_study
 
 from raymix.core.job import Status
@@ -16,59 +13,9 @@ from raymix.study.record import equal_histories, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-HERE = Path(__file__).parent
-
-
-def start(folder, trainer, pools=1, workers=1, trials=2, scheduler="none"):
-    args = [folder, trainer, pools, workers, trials, scheduler]
-    return subprocess.Popen(
-        [sys.executable, HERE / "pool_studies.py", *map(str, args)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process, seconds=300):
-    output, _ = process.communicate(timeout=seconds)
-    return output
-
-
-def log(folder):
-    """Steps that were trained: (trial, attempt, step, process)."""
-    path = folder / "log"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [tuple(map(int, line.split())) for line in lines]
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-def alive(processes):
-    """Those that still run. The dead ones that nobody has waited for do not count."""
-    found = []
-    for process in processes:
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            pass
-    return found
-
-
-def family(process):
-    """The process and all that it started, Ray's own processes and workers included."""
-    parent = psutil.Process(process.pid)
-    return [parent, *parent.children(recursive=True)]
-
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(start, tmp_path_factory):
     """The history of a study that nothing happened to."""
     folder = tmp_path_factory.mktemp("straight")
     process = start(folder, "SlowTrainer")
@@ -77,9 +24,9 @@ def straight(tmp_path_factory):
     return read(folder).history
 
 
-def test_ctrl_c_leaves_no_process_and_the_study_goes_on_where_it_was(tmp_path, straight):
+def test_ctrl_c_leaves_no_process_and_the_study_goes_on_where_it_was(start, tmp_path, straight):
     process = start(tmp_path, "SlowTrainer")
-    wait_for(lambda: any(trial == 3 and step == 20 for trial, _, step, _ in log(tmp_path)))
+    comes_to(process, tmp_path, trial=3, step=20)
     everyone = family(process)
     assert len(everyone) > 5
     begun = time.monotonic()
@@ -100,9 +47,9 @@ def test_ctrl_c_leaves_no_process_and_the_study_goes_on_where_it_was(tmp_path, s
     assert equal_histories(read(tmp_path).history, straight)
 
 
-def test_a_killed_driver_takes_everything_with_it(tmp_path, straight):
+def test_a_killed_driver_takes_everything_with_it(start, tmp_path, straight):
     process = start(tmp_path, "SlowTrainer")
-    wait_for(lambda: any(trial == 2 and step == 20 for trial, _, step, _ in log(tmp_path)))
+    comes_to(process, tmp_path, trial=2, step=20)
     everyone = family(process)
     process.kill()
     finish(process, 60)
@@ -115,9 +62,9 @@ def test_a_killed_driver_takes_everything_with_it(tmp_path, straight):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_is_replaced_and_its_training_goes_on(tmp_path, workers, straight):
+def test_a_killed_worker_is_replaced_and_its_training_goes_on(start, tmp_path, workers, straight):
     process = start(tmp_path, "SlowTrainer", workers=workers)
-    wait_for(lambda: any(trial == 2 and step == 20 for trial, _, step, _ in log(tmp_path)))
+    comes_to(process, tmp_path, trial=2, step=20)
     mine = {pid for *_, pid in log(tmp_path)}
     pids = {int(path.name[4:]) for path in tmp_path.glob("pid-*")}
     # With two workers the one that only listens is killed: rank 0 must not take that for a result.
@@ -133,7 +80,7 @@ def test_a_killed_worker_is_replaced_and_its_training_goes_on(tmp_path, workers,
     assert equal_histories(read(tmp_path).history, straight)
 
 
-def test_a_training_that_kills_its_workers_fails_and_the_study_goes_on(tmp_path):
+def test_a_training_that_kills_its_workers_fails_and_the_study_goes_on(start, tmp_path):
     process = start(tmp_path, "DeadlyTrainer", pools=2)
     output = finish(process)
     assert process.returncode == 0, output
@@ -143,9 +90,35 @@ def test_a_training_that_kills_its_workers_fails_and_the_study_goes_on(tmp_path)
     assert "workers died 3 times" in trials[3].result.error
 
 
-def test_workers_that_cannot_start_end_the_study_with_their_own_words(tmp_path):
+def test_workers_that_cannot_start_end_the_study_with_their_own_words(start, tmp_path):
     process = start(tmp_path, "NoTrainer")
     output = finish(process)
     assert process.returncode == 1
     assert "no such model: 'nowhere'" in output
     assert toy_study(tmp_path, 2, resume=True).history.trials[0].pending
+
+
+def test_a_thin_trial_that_dies_is_tried_again(start, tmp_path, straight):
+    process = start(tmp_path, "SlowTrainer")
+    comes_to(process, tmp_path, trial=2, step=20)
+    named(process, "ResourceTrainable").kill()
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert equal_histories(read(tmp_path).history, straight)
+    # The workers knew nothing of it and lived on.
+    assert len({pid for *_, pid in log(tmp_path)}) == 1
+
+
+def test_without_the_desk_the_study_ends_and_can_be_resumed(start, tmp_path, straight):
+    process = start(tmp_path, "SlowTrainer")
+    comes_to(process, tmp_path, trial=2, step=20)
+    everyone = family(process)
+    named(process, "Desk").kill()
+    output = finish(process, 90)
+    assert process.returncode == 1, output
+    assert "the queue of jobs" in output
+    wait_for(lambda: not names(everyone), 30)
+    process = start(tmp_path, "SlowTrainer")
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert equal_histories(read(tmp_path).history, straight)

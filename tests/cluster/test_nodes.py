@@ -1,4 +1,4 @@
-"""A cluster that was there before: two more nodes beside the head, one of them lost in mid-study."""
+"""A cluster that was there before: a head, two more nodes, one of them lost in mid-study."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_faults import finish, log, start, wait_for
+from pool_processes import comes_to, finish, log
 
 from raymix.core.job import Status
 from raymix.study.record import read
@@ -43,13 +43,13 @@ def parents(pid):
     return {process.pid for process in psutil.Process(pid).parents()}
 
 
-def test_a_training_moves_to_another_node_and_nothing_is_left(cluster, tmp_path):
+def test_a_training_moves_to_another_node_and_nothing_is_left(cluster, start, tmp_path):
     import ray
     from ray.util import placement_group_table
 
     cluster, nodes = cluster
     process = start(tmp_path, "SlowTrainer", trials=1)
-    wait_for(lambda: any(trial == 2 and step == 20 for trial, _, step, _ in log(tmp_path)))
+    comes_to(process, tmp_path, trial=2, step=20)
     worker = log(tmp_path)[-1][3]
     theirs = parents(worker)
     (host,) = [n for n in nodes if n.all_processes["raylet"][0].process.pid in theirs]

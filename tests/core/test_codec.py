@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -33,7 +36,9 @@ from raymix.core.job import (
     TrainResult,
 )
 from raymix.core.mixture import Budget, Domain, Mixture, Space, Unit
+from raymix.core.signals import Signal
 from raymix.core.trial import History, Proposal, Role, Trial
+from raymix.reweight.constant import Constant
 from raymix.search.dirichlet import Dirichlet
 from raymix.search.fixed import Fixed
 
@@ -151,3 +156,26 @@ def test_algorithms_that_cannot_cross_are_refused():
             from_spec(Spec(path))
     with pytest.raises(ValidationError, match="strenght"):
         from_spec(Spec("raymix.search.dirichlet:Dirichlet", {"strenght": 2}))
+
+
+_SETS = """
+from raymix.core.codec import to_json, to_spec
+from raymix.core.signals import Signal
+from raymix.reweight.constant import Constant
+print(to_json(to_spec(Constant(needs=frozenset(Signal)))))
+"""
+
+
+def test_sets_are_written_in_one_order_by_every_process():
+    lines = {
+        subprocess.run(
+            [sys.executable, "-c", _SETS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    (line,) = lines
+    assert from_spec(from_json(Spec, line)) == Constant(needs=frozenset(Signal))

@@ -133,3 +133,24 @@ def test_projection_is_allowed_and_idempotent(point):
     assert np.all(mixture.array() >= np.array(limited.lower) - 1e-9)
     assert np.all(mixture.array() <= limited.ceiling() + 1e-9)
     np.testing.assert_allclose(limited.project(mixture.array()).array(), mixture.array(), atol=1e-9)
+
+
+def test_an_empty_domain_has_no_room_whatever_its_cap():
+    domains = (Domain("math", 0, 0, 0), Domain("code", 10, 100, 50))
+    prior = Mixture.of({"math": 0.5, "code": 0.5})
+    for cap in (2.0, INF):
+        found = Space(domains, Budget(10), prior, (0, 0), (1, 1), (cap, INF))
+        assert found.ceiling().tolist() == [0.0, 1.0]
+        assert found.project(prior.array()).weights == (0.0, 1.0)
+
+
+def test_a_pool_is_a_part_of_its_domain():
+    domain = Domain("math", 8, 100, 50)
+    assert domain.pool(2) == Domain("math", 2, 25, 12)
+    assert domain.pool(8) == domain
+    assert Domain("none", 0, 0, 0).pool(0).rows == 0
+    for rows in (0, 9):
+        with pytest.raises(
+            MixtureError, match=f"pool of 'math' must be 1 to its 8 rows, got {rows}"
+        ):
+            domain.pool(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ from raymix.core.errors import MixtureError
 from raymix.core.job import Stage
 from raymix.core.mixture import Budget, Domain, Mixture, Space, Unit
 from raymix.core.simplex import largest_remainder
-from raymix.data.batches import Batches, foresee
+from raymix.data.batches import Batches, foresee, samplers
 from raymix.data.sampler import Draws, Sampler
-from raymix.data.stream import pack_rows
+from raymix.data.stream import Earlier, Stream, earlier, pack_rows
 
 INF = float("inf")
 
@@ -281,3 +281,188 @@ def test_the_order_is_the_same_for_any_number_of_workers():
             rows += [(item.domain, item.rows) for item in items]
         orders.append(rows)
     assert orders[0] == orders[1] == orders[2]
+
+
+def test_a_share_at_a_cap_of_half_a_row_is_drawn_to_the_last_whole_one():
+    # 3 rows, 1.5 epochs: the space allows 4.5 of 9 draws, the rows give 4.
+    made = tables([3, 100])
+    space, stage = request(made, [0.5, 0.5], 9, caps=[1.5, INF])
+    foreseen = foresee(Sampler(made, space, stage, 0))
+    assert [d.rows for d in foreseen.drawn] == [4, 5]
+    assert [d.capped for d in foreseen.drawn] == [True, False]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 200),
+    unit=st.sampled_from(Unit),
+    caps=st.lists(st.sampled_from([1.0, 1.3, 1.5, 2.7]), min_size=3, max_size=3),
+    fill=st.floats(0.3, 1.0),
+    aim=st.tuples(*[st.floats(0.01, 1.0)] * 3),
+)
+def test_every_mixture_that_a_space_allows_can_be_drawn(seed, unit, caps, fill, aim):
+    made = tables([17, 31, 59], seed)
+    free, _ = request(made, [1, 1, 1], 1)
+    room = sum(c * d.size(unit) for c, d in zip(caps, free.domains, strict=True))
+    budget = Budget(int(room * fill), unit)
+    space = replace(free, budget=budget, max_epochs=tuple(caps))
+    stage = Stage(space.project(np.array(aim) / sum(aim)), budget)
+    draws = Sampler(made, space, stage, seed).take(10**6)
+    for d, (table, cap) in enumerate(zip(made, caps, strict=True)):
+        assert (draws.domains == d).sum() <= cap * len(table.tokens) + 1e-9
+    # All caps together may be short of the budget by the part of a row that each rounds off.
+    assert worth(draws, made, unit).sum() >= budget.amount - 3 * 60
+
+
+@pytest.mark.parametrize("unit", list(Unit))
+def test_a_mixture_that_moves_at_every_step_is_followed(unit):
+    made = tables([3000, 3000, 3000])
+    rng = np.random.default_rng(0)
+    base = np.array([0.97, 0.02, 0.01])
+    space, stage = request(made, base, 4000 if unit is Unit.EXAMPLES else 100_000, unit)
+    batches = Batches(Sampler(made, space, stage, 0), 8)
+    while batches.next_step():
+        moved = base + rng.uniform(-1e-3, 1e-3, 3)
+        batches.set_mixture(Mixture.normalised(space.names, moved))
+    np.testing.assert_allclose([d.share for d in batches.realised()], base, atol=2e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 500), size=st.integers(1, 9), amount=st.integers(10, 44))
+def test_no_cap_is_broken_wherever_the_mixture_moves(seed, size, amount):
+    made = tables([5, 9, 14], seed)
+    caps = [1.0, 2.5, 1.7]
+    space, stage = request(made, [0.1, 0.5, 0.4], amount, caps=caps)
+    batches = Batches(Sampler(made, space, stage, seed), size)
+    rng = np.random.default_rng(seed)
+    while batches.next_step():
+        aim = rng.random(3) + 1e-3
+        batches.set_mixture(Mixture.normalised(space.names, aim))
+    rows = [d.rows for d in batches.realised()]
+    assert all(r <= int(c * len(t.tokens)) for r, c, t in zip(rows, caps, made, strict=True))
+    assert sum(rows) == amount
+
+
+def test_a_domain_without_loss_is_refused_and_given_nothing():
+    made = tables([20, 20])
+    silent = Lengths("d0", made[0].tokens, np.zeros(20, dtype=np.int64))
+    made = [silent, made[1]]
+    space, stage = request(made, [0.5, 0.5], 100, Unit.LOSS_TOKENS)
+    with pytest.raises(MixtureError, match="'d0' is asked for 50 loss_tokens"):
+        Sampler(made, space, stage, 0)
+    sampler = Sampler(made, space, replace(stage, mixture=Mixture(space.names, (0.0, 1.0))), 0)
+    sampler.take(2)
+    sampler.set_mixture(Mixture(space.names, (0.5, 0.5)))
+    draws = sampler.take(10**4)
+    assert sampler.progress == 1.0
+    assert (draws.domains == 1).all()
+
+
+def test_an_empty_domain_can_have_no_share_but_does_not_disturb():
+    made = tables([0, 20])
+    space, stage = request(made, [0, 1], 30)
+    assert [d.rows for d in foresee(Sampler(made, space, stage, 0)).drawn] == [0, 30]
+    with pytest.raises(MixtureError, match="'d0' is asked for 15 examples"):
+        Sampler(made, *request(made, [1, 1], 30), 0)
+
+
+def test_more_domains_than_can_be_noted_are_refused(monkeypatch):
+    monkeypatch.setattr("raymix.data.sampler._MOST", 2)
+    made = tables([3, 3, 3])
+    with pytest.raises(MixtureError, match="at most 2 domains"):
+        Sampler(made, *request(made, [1, 1, 1], 3), 0)
+
+
+@pytest.mark.parametrize("pack", [None, 100])
+@pytest.mark.parametrize("replacement", [False, True])
+def test_unique_rows_are_counted_as_drawn(pack, replacement):
+    made = tables([40, 70])
+    space, stage = request(made, [1, 1], 3000, Unit.TOKENS, replacement=replacement)
+    foreseen = foresee(Sampler(made, space, stage, 3, pack))
+    draws = Sampler(made, space, stage, 3, pack).take(10**6)
+    owners = np.repeat(draws.domains, np.diff(draws.starts))
+    for d, drawn in enumerate(foreseen.drawn):
+        assert drawn.unique_rows == len(set(draws.rows[owners == d].tolist()))
+
+
+def staged(made, stages, space, pack=None):
+    """Rows by stage and domain, and what was drawn by stage; tables in the order of domains."""
+    rows, drawn = [], []
+    for sampler in samplers(made, space, stages, 7, pack):
+        batches, own = Batches(sampler, 5), [[] for _ in made]
+        while items := batches.next_step():
+            for item in items:
+                own[item.domain] += item.rows
+        rows.append(own)
+        drawn.append(batches.realised())
+    return rows, drawn
+
+
+@pytest.mark.parametrize("pack", [None, 100])
+@pytest.mark.parametrize("replacement", [False, True])
+def test_stages_go_on_where_the_earlier_ones_stopped(pack, replacement):
+    """Three stages of one mixture draw what one stage of their size draws, domain by domain."""
+    made = tables([30, 90])
+    space, whole = request(made, [1, 1], 150, replacement=replacement)
+    parts = tuple(replace(whole, budget=Budget(n)) for n in (40, 60, 50))
+    rows, drawn = staged(made, parts, space, pack)
+    ((straight,), (total,)) = staged(made, (whole,), space, pack)
+    for d in range(2):
+        assert [row for own in rows for row in own[d]] == straight[d]
+        assert sum(part[d].unique_rows for part in drawn) == total[d].unique_rows
+
+
+def test_a_replayed_domain_is_drawn_from_the_start_again():
+    """The first of the rows that the first stage drew: DMT's second stage, k = 1/4."""
+    made = tables([100, 100])
+    space, first = request(made, [1, 0], 40)
+    second = Stage(Mixture(space.names, (0.25, 0.75)), Budget(40), replay=("d0",))
+    third = replace(second, replay=())
+    (one, two, three), drawn = staged(made, (first, second, third), space)
+    assert two[0] == one[0][:10]
+    assert not set(three[0]) & set(one[0])
+    assert three[1] == [*order_of(made[1])[30:60]]
+    assert [part[0].unique_rows for part in drawn] == [40, 0, 10]
+    assert [part[1].unique_rows for part in drawn] == [0, 30, 30]
+
+
+def order_of(table):
+    return Stream(table, len(table.tokens), 7, Unit.EXAMPLES).order(0).tolist()
+
+
+def test_epoch_caps_hold_for_all_stages_together():
+    made = tables([20, 100])
+    space, stage = request(made, [1, 1], 40, caps=[1.5, INF])
+    with pytest.raises(MixtureError, match=r"'d0' is asked for 20 .* 10 short"):
+        samplers(made, space, (stage, stage), 0)
+    half = replace(stage, mixture=Mixture(space.names, (0.25, 0.75)))
+    _, drawn = staged(made, (stage, half), space)
+    assert [part[0].rows for part in drawn] == [20, 10]
+
+
+def test_what_was_not_foreseen_of_an_earlier_stage_goes_to_the_others():
+    made = tables([20, 100])
+    space, stage = request(made, [1, 1], 20, caps=[1.0, INF])
+    _, second = samplers(made, space, (stage, stage), 0)
+    # The first stage drew 16 rows of the first domain, not 10: 4 are left under its cap.
+    second.follow(Earlier((16, 4), (16, 4)))
+    draws = second.take(100)
+    assert np.bincount(draws.domains).tolist() == [4, 16]
+    assert second.capped == (True, False)
+
+
+def test_where_stages_are_follows_from_what_they_drew():
+    made = tables([50, 50])
+    space, plain = request(made, [3, 1], 40)
+    again = replace(plain, replay=("d0",))
+    stages = (plain, again, plain)
+    _, drawn = staged(made, stages, space)
+    assert earlier(stages, drawn[:2], 2) == Earlier((60, 20), (30, 20))
+    assert earlier(stages, drawn, 2) == Earlier((90, 30), (60, 30))
+
+
+def test_an_unknown_domain_cannot_be_replayed():
+    made = tables([5, 5])
+    space, stage = request(made, [1, 1], 4)
+    with pytest.raises(MixtureError, match=r"unknown domain 'd2' in Stage.replay"):
+        Sampler(made, space, replace(stage, replay=("d2",)), 0)

@@ -133,7 +133,7 @@ def test_one_study_repeats_another_exactly(told, tmp_path):
     assert canonical(read(tmp_path / "again").history) == canonical(read(folder).history)
 
 
-def test_a_training_that_fails_is_recorded_and_the_study_goes_on(told, tmp_path):
+def test_trainings_that_fail_are_recorded_and_a_study_of_nothing_else_is_an_error(told, tmp_path):
     config, _, _ = told
     ran = invoke(
         "tune", config, f"study.output_dir={tmp_path / 'nan'}", "training.learning_rate=10",
@@ -141,7 +141,9 @@ def test_a_training_that_fails_is_recorded_and_the_study_goes_on(told, tmp_path)
         "search.num_trials=1", "search.confirm={top_k: 0, seeds: 0}", "mixture.budget=3200",
     )  # fmt: skip
     trials = read(tmp_path / "nan").history.trials
-    assert ran.exit_code == 0, ran.output
+    assert ran.exit_code == 1
+    assert "no training has succeeded: the gradient of step" in ran.output
+    assert "best_mixture.yaml" not in ran.output
     assert len(trials) == 4
     failed = [t.result for t in trials if t.result.status.value == "failed"]
     assert failed

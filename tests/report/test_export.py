@@ -305,7 +305,7 @@ def test_a_mixture_alone_will_do(tmp_path):
     ("text", "message"),
     [
         ("mixture: {math: 0.5, code: 0.6}", r"weights must sum to 1, got 1\.1"),
-        ("mixture: {math: half}", "could not convert"),
+        ("mixture: {math: half}", "mixture.math must be a number, got 'half'"),
         ("mixture: [0.5, 0.5]", "has no 'mixture:'"),
         ("weights: {math: 1}", "has no 'mixture:'"),
         ("", "has no 'mixture:'"),

@@ -714,12 +714,25 @@ def test_winner_is_the_best_on_fresh_seeds_not_the_luckiest():
         confirm_of(4, 0, 1, 1.3),
         confirm_of(5, 1, 0, 1.2),
         confirm_of(6, 1, 1, 1.3),
-        confirm_of(7, 2, 0, 0.1),  # its second confirmation failed
+        confirm_of(7, 2, 0, 0.1),
+        replace(confirm_of(8, 2, 1, math.nan), result=TrainResult(Status.FAILED, {}, error="NaN")),
     ]
     assert winner(History((*ranked, *confirms))).number == 1
     broken = [replace(t, violation=0.1) if t.proposal.note["of"] == 1 else t for t in confirms]
     assert winner(History((*ranked, *broken))).number == 0
     assert winner(History()) is None
+
+
+def test_half_a_block_of_confirmations_decides_nothing():
+    ranked = tuple(
+        Trial(n, "random", Proposal(GOOD), 0, done(s), s) for n, s in ((0, 2.0), (1, 1.0))
+    )
+    first = (confirm_of(2, 0, 0, 1.9),)
+    assert winner(History((*ranked, *first))).number == 1
+    block = (*first, confirm_of(3, 1, 0, 1.2))
+    assert winner(History((*ranked, *block))).number == 1
+    # The second block has begun with a lucky repeat of trial 0: it does not count yet.
+    assert winner(History((*ranked, *block, confirm_of(4, 0, 1, 0.1)))).number == 1
 
 
 # ---- values ----

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -31,11 +32,7 @@ TOY = Toy(noise=0.01)
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
     """A database made once: its hundred migrations take seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as patch:
-        # Artifacts of a database without a server lie beside the working folder.
-        patch.chdir(folder)
-        yield f"sqlite:///{folder}/mlflow.db"
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
 def study_of(folder, listeners=(), trials=2, resume=False):
@@ -77,6 +74,8 @@ def test_a_study_is_a_run_and_each_trial_its_child(uri, tmp_path):
     assert parent.info.run_name == "toys"
     assert parent.data.params["training.learning_rate"] == "0.001"
     assert [a.path for a in client.list_artifacts(parent.info.run_id)] == ["history.jsonl"]
+    beside = Path(uri.removeprefix("sqlite:///")).parent / "mlruns"
+    assert parent.info.artifact_uri.startswith(beside.as_uri())
     assert parent.data.metrics["cost/tokens"] == sum(t.result.spent.tokens for t in study.history)
     assert len(client.get_metric_history(parent.info.run_id, "best/score")) == 7
 

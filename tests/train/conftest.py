@@ -7,35 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_tables import DOMAINS, VOCABULARY, write_rows
 
 from raymix.core.job import Stage, TrainJob
 from raymix.core.mixture import Budget, Domain, Mixture, Space, Unit
-from raymix.data.store import Table, open_table, write_table
+from raymix.data.store import open_table
 from raymix.train.config import Setup, Training
-
-VOCABULARY = 64
-DOMAINS = ("ants", "bees", "cats")
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
-
-
-def write_rows(path: Path, domain: str, split: str, rows: list[tuple[list[int], list[int]]]) -> str:
-    """Write rows of (ids, mask) as a table; returns its path."""
-    lengths = [len(ids) for ids, _ in rows]
-    table = Table(
-        domain=domain,
-        split=split,
-        path=path,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        ids=np.concatenate([ids for ids, _ in rows]).astype(np.int32),
-        mask=np.concatenate([mask for _, mask in rows]).astype(np.uint8),
-        hashes=np.arange(len(rows), dtype=np.uint64),
-    )
-    write_table(table)
-    return str(path)
 
 
 def _rows(rng: np.random.Generator, domain: int, count: int) -> list[tuple[list[int], list[int]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DOMAINS, VOCABULARY
+from tiny_tables import DOMAINS, VOCABULARY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raymix.core.errors import CheckpointError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from conftest import DOMAINS, write_rows
+from tiny_tables import DOMAINS, write_rows
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from raymix.core.codec import to_spec
@@ -121,6 +121,7 @@ class Probe:
 
     every: int = 2
     needs: frozenset[Signal] = frozenset({Signal.DOMAIN_LOSS, Signal.VALIDATION_LOSS})
+    same_step: bool = False
     targets: tuple[str, ...] = ()
     first: dict[str, float] | None = None
     loss: dict[str, float] | None = None
@@ -224,6 +225,7 @@ def test_loss_weights_make_the_weighted_mean_of_domain_means(
     [
         (Probe(needs=frozenset({Signal.GRADIENT_GRAM})), "signal 'gradient_gram'"),
         (Probe(targets=("dogs",)), "target 'dogs'"),
+        (Probe(same_step=True), "same_step"),
         (Probe(every=0), "every must be at least 1"),
         (Probe(rollback=1), "restore"),
     ],
@@ -267,6 +269,77 @@ def test_several_stages(setup_of, job_of, keep_points):
     assert [drawn.asked for drawn in result.realised] == [0.5, 0.25, 0.25]
     assert losses(result, "mix/ants/share")[[0, -1]].tolist() == [1.0, 0.0]
     assert result.mean_mixture.as_dict() == {"ants": 0.5, "bees": 0.25, "cats": 0.25}
+
+
+def test_a_stage_goes_on_with_the_rows_that_are_left(setup_of, job_of, keep_points):
+    """Three stages of one mixture, schedule and optimizer are one stage of their size."""
+    even = (0.5, 0.25, 0.25)
+    whole = job_of(144, weights=even)
+    parts = tuple(job_of(amount, weights=even).stages[0] for amount in (40, 80, 24))
+    one, three = Worker(setup_of(eval_steps=2)), Worker(setup_of(eval_steps=2))
+    straight = one.run(whole, keep_points)
+    staged = three.run(replace(whole, stages=parts), keep_points)
+    assert torch.equal(weights(one), weights(three))
+    assert [d.unique_rows for d in staged.realised] == [d.unique_rows for d in straight.realised]
+    assert staged.metrics["eval/ants/loss"] == straight.metrics["eval/ants/loss"]
+
+
+def test_epoch_caps_are_of_the_whole_job(setup_of, job_of, keep_points):
+    job = job_of(150, weights=(0.0, 0.0, 1.0))
+    space = replace(job.space, budget=Budget(200), max_epochs=(1.0, 1.0, 1.0))
+    result = Worker(setup_of()).run(replace(job, space=space, stages=job.stages * 2), keep_points)
+    assert "'cats' is asked for 150 examples" in result.error
+    assert "100 short" in result.error
+
+
+def test_every_stage_ends_with_a_point(setup_of, job_of, keep_points):
+    job = job_of(stages=tuple(job_of(amount).stages[0] for amount in (40, 80, 24)))
+    result = Worker(setup_of()).run(job, keep_points)
+    assert [(p.step, p.stage) for p in result.curve] == [(5, 0), (15, 1), (18, 2)]
+    assert [p.progress for p in result.curve] == pytest.approx([5 / 18, 15 / 18, 1.0])
+    assert all("eval/ants/loss" in p.metrics for p in result.curve)
+    often = Worker(setup_of(eval_steps=5)).run(job, keep_points)
+    assert [(p.step, p.stage) for p in often.curve] == [(5, 0), (10, 1), (15, 1), (18, 2)]
+
+
+def test_a_job_can_be_stopped_where_a_stage_ends(setup_of, job_of):
+    job = job_of(stages=job_of(40).stages * 2)
+    result = Worker(setup_of()).run(job, lambda point: False)
+    assert (result.status, result.spent.rows) == (Status.STOPPED, 40)
+    assert sum(d.rows for d in result.realised) == 40
+
+
+def test_a_stage_can_start_optimizer_and_schedule_anew(setup_of, job_of, tmp_path, keep_points):
+    """Two such stages are two trainings, the second from where the first ended."""
+    setup = setup_of(eval_steps=1, warmup_steps=0.3, lr_scheduler_type="linear")
+    (stage,) = job_of(48).stages
+    again = replace(stage, replay=DOMAINS, restart=True)
+    worker = Worker(setup)
+    both = worker.run(job_of(stages=(stage, again)), keep_points)
+    ended = weights(worker)
+    first = worker.run(job_of(48, trial=2, keep=True), keep_points)
+    second = worker.run(job_of(48, trial=3, start=first.checkpoint), keep_points)
+    assert torch.equal(weights(worker), ended)
+    apart = [*losses(first, "train/lr"), *losses(second, "train/lr")]
+    assert losses(both, "train/lr").tolist() == apart
+    assert [p.step for p in both.curve] == list(range(1, 13))
+
+
+def test_a_kept_job_leaves_its_weights(setup_of, job_of, keep_points):
+    worker = Worker(setup_of())
+    assert worker.run(job_of(16), keep_points).checkpoint is None
+    kept = worker.run(job_of(16, trial=2, keep=True), keep_points)
+    trained = weights(worker)
+    measured = worker.run(job_of(stages=(), trial=3, start=kept.checkpoint), keep_points)
+    assert torch.equal(weights(worker), trained)
+    assert measured.metrics["eval/ants/loss"] == kept.metrics["eval/ants/loss"]
+
+
+def test_a_reweighter_counts_the_steps_of_its_stage(setup_of, job_of, tmp_path, keep_points):
+    job = job_of(stages=(job_of(24).stages[0], job_of(32).stages[0]))
+    _, heard = heard_by(Probe(), tmp_path, Worker(setup_of()), job, keep_points)
+    assert heard[0][:2] == ["init", 4]
+    assert [entry[0] for entry in heard[1:]] == [2, 4]
 
 
 def test_bf16_and_checkpointing_stay_close(setup_of, job_of, keep_points):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import write_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_tables import write_rows
 
 from raymix.data.batches import Item
 from raymix.data.store import open_table

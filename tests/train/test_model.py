@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import DOMAINS, VOCABULARY, write_rows
+from tiny_tables import DOMAINS, VOCABULARY, write_rows
 
 from raymix.core.errors import TrainingError
 from raymix.data.batches import Item

@@ -8,7 +8,7 @@ import torch
 
 from raymix.core.codec import to_spec
 from raymix.core.job import Status
-from raymix.core.mixture import Unit
+from raymix.core.mixture import Budget, Unit
 from raymix.reweight.constant import Constant
 from raymix.train.worker import Worker
 
@@ -19,6 +19,7 @@ VARIANTS = {
     "lora": ({"use_peft": True, "lora_r": 4, "lora_dropout": 0.1}, {}),
     "reweighted": ({}, {"stage": {"reweighter": to_spec(Constant(every=3))}}),
     "two-stages": ({}, {}),
+    "staged-anew": ({"warmup_steps": 0.2}, {}),
 }
 
 
@@ -28,6 +29,11 @@ def _job(job_of, variant, jobs):
     if variant == "two-stages":
         second = replace(job_of(64, weights=(0.2, 0.2, 0.6)).stages[0], learning_rate=1e-3)
         job = replace(job, stages=(*job_of(112).stages, second))
+    if variant == "staged-anew":
+        (first,) = job_of(64).stages
+        steered = replace(first, reweighter=to_spec(Constant(every=3)))
+        again = replace(steered, replay=("ants",), restart=True)
+        job = replace(job, stages=(steered, again, replace(first, budget=Budget(48))))
     return job
 
 

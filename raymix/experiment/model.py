@@ -1,0 +1,70 @@
+"""What can be known of a model without loading it: whether it can be tuned, and its size."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from raymix.core.errors import ConfigError
+
+_KEY = "model_name_or_path"
+
+
+def check_model(name: str) -> None:
+    """Refuse a local folder that holds no whole model, and models that are not decoder-only.
+
+    Raises:
+        ConfigError: says which, before anything is loaded.
+    """
+    path = Path(name)
+    if not path.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ConfigError(f"{_KEY}: no folder '{name}'")
+        return
+    config = path / "config.json"
+    if not config.is_file():
+        raise ConfigError(f"{_KEY}: '{name}' holds no config.json")
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{_KEY}: cannot read '{config}': {error}") from None
+    if not isinstance(described, dict) or "model_type" not in described:
+        raise ConfigError(f"{_KEY}: '{config}' names no model_type")
+    if described.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"{_KEY}: '{name}' is an encoder-decoder ({described['model_type']}); "
+            "raymix tunes decoder-only models"
+        )
+    if not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
+        raise ConfigError(f"{_KEY}: '{name}' holds no weights (*.safetensors)")
+    parameters(name)
+
+
+def parameters(model: str) -> int | None:
+    """Parameters in a local folder's safetensors files, read from their headers; None: no files.
+
+    Raises:
+        ConfigError: a file is damaged or was cut short.
+    """
+    headers = [_header(path) for path in sorted(Path(model).glob("*.safetensors"))]
+    sizes = [math.prod(t["shape"]) for h in headers for k, t in h.items() if k != "__metadata__"]
+    return sum(sizes) or None
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Name, shape and place of every tensor in the file."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(min(length, size)))
+        ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise ConfigError(f"{_KEY}: '{path}' is no safetensors file, or damaged: {error}") from None
+    if size != whole:
+        raise ConfigError(f"{_KEY}: '{path}' is damaged: it has {size} of its {whole} bytes")
+    return header

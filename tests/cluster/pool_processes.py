@@ -1,0 +1,85 @@
+"""Studies in processes of their own, and what they leave behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def begin(folder, trainer, pools=1, workers=1, trials=2, scheduler="none"):
+    """Start `pool_studies.py`; what it trains goes to `folder`."""
+    args = [folder, trainer, pools, workers, trials, scheduler]
+    return subprocess.Popen(
+        [sys.executable, HERE / "pool_studies.py", *map(str, args)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, seconds=300):
+    output, _ = process.communicate(timeout=seconds)
+    return output
+
+
+def log(folder):
+    """Steps that were trained: (trial, attempt, step, process)."""
+    path = folder / "log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [tuple(map(int, line.split())) for line in lines]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def comes_to(process, folder, trial, step, seconds=180):
+    """Wait until a step is trained; if the study ends before, its own words are the error."""
+    end = time.monotonic() + seconds
+    while not any(line[0] == trial and line[2] == step for line in log(folder)):
+        if process.poll() is not None:
+            pytest.fail(f"it has ended: {finish(process)}")
+        if time.monotonic() > end:
+            process.send_signal(signal.SIGINT)
+            pytest.fail(f"it hangs: {log(folder)[-3:]} {finish(process)}")
+        time.sleep(0.05)
+
+
+def alive(processes):
+    """Those that still run. The dead ones that nobody has waited for do not count."""
+    found = []
+    for process in processes:
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+def family(process):
+    """The process and all that it started, Ray's own processes and workers included."""
+    parent = psutil.Process(process.pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def named(process, name):
+    """Ray's process of this name among the study's."""
+    lines = [(p, " ".join(p.cmdline())) for p in alive(family(process))]
+    (found,) = [p for p, line in lines if line.startswith(f"ray::{name}")]
+    return found
+
+
+def names(processes):
+    return [" ".join(process.cmdline()) for process in alive(processes)]
