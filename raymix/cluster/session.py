@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from raymix.core.errors import ClusterError
 HEAD = "node:__internal_head__"
 """A resource that every cluster's head node has: 1.0 of it."""
 
+_ANSWER_SECONDS = 10.0
 _STORE_BYTES = 200_000_000
 """Object store of a Ray started here. Data and weights are memory-mapped files, never objects."""
 
@@ -55,6 +57,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
                 f"cluster.address '{address}': Ray Client is not supported; run on the cluster "
                 "itself, for instance with `ray job submit`"
             )
+        _answers(address)
         own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
         try:
             ray.init(
@@ -69,6 +72,17 @@ def connected(cluster: Cluster) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Refuse a `host:port` at which nobody listens: Ray would wait there for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(f"cluster.address '{address}' does not answer: {error}") from error
 
 
 def suited(plan: Plan) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -74,12 +75,16 @@ def family(process):
     return [parent, *parent.children(recursive=True)]
 
 
-def named(process, name):
-    """Ray's process of this name among the study's."""
-    lines = [(p, " ".join(p.cmdline())) for p in alive(family(process))]
-    (found,) = [p for p, line in lines if line.startswith(f"ray::{name}")]
+def names(processes):
+    """Command lines of those that still run."""
+    found = []
+    for process in alive(processes):
+        with suppress(psutil.NoSuchProcess):
+            found.append(" ".join(process.cmdline()))
     return found
 
 
-def names(processes):
-    return [" ".join(process.cmdline()) for process in alive(processes)]
+def named(process, name):
+    """Ray's process of this name among the study's."""
+    (found,) = [p for p in family(process) if any(n.startswith(f"ray::{name}") for n in names([p]))]
+    return found

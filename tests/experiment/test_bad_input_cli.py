@@ -314,3 +314,8 @@ def test_a_single_training_goes_on_from_its_checkpoint(write, tmp_path):
     assert again.exit_code == 0, again.output
     assert (model / "config.json").is_file()
     assert not (model / "training").exists()
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(write):
+    file = write(cluster__runner="ray", cluster__address="127.0.0.1:1")
+    assert "'127.0.0.1:1' does not answer" in refused("tune", file)
