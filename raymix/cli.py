@@ -137,6 +137,8 @@ def finish(experiment: Experiment, outcome: Outcome) -> None:
         uri = experiment.tracking.tracking_uri
         look = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
         console.print(f"compare       {look}", soft_wrap=True)
+        name = experiment.tracking.experiment_name
+        console.print(f"              there: Model training > Experiments > {name} > Runs")
 
 
 @app.command()

@@ -27,9 +27,6 @@ PARENT = -1
 
 _STUDY, _TRIAL = "raymix.study", "raymix.trial"
 
-# Without it MLflow 3 opens the experiment among chats and traces instead of runs and charts.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # the server's limits
 _LONGEST = 5000  # of a tag or parameter, below any store's limit
 
@@ -153,9 +150,7 @@ class MlflowTracker:
     def _open_now(self) -> None:
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found or self._client.get_experiment(
-            self._client.create_experiment(
-                self._experiment, _artifacts(self._uri), _EXPERIMENT_TAGS
-            )
+            self._client.create_experiment(self._experiment, _artifacts(self._uri))
         )
         self._experiment_id = experiment.experiment_id
         mine = f"tags.`{_STUDY}` = '{self._about.id}'"
