@@ -17,35 +17,11 @@ def invoke(*arguments):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory, suite, cache):
-    """A finished study: its configuration file and its folder."""
+def told(tmp_path_factory, describe):
+    """A finished study: its configuration file, its folder and what was printed."""
     folder = tmp_path_factory.mktemp("told")
-    splits = ("eval", "test")
-    plain = {
-        "study": {"name": "t", "output_dir": str(folder / "study")},
-        "model_name_or_path": str(suite.model),
-        "datasets": [
-            {"domain": name, "path": str(suite.data(name, "train"))}
-            | {f"{split}_path": str(suite.data(name, split)) for split in splits}
-            for name in suite.names
-        ],
-        "mixture": {"budget": 320},
-        "training": {
-            "learning_rate": 2e-3,
-            "per_device_train_batch_size": 32,
-            "max_length": 32,
-            "eval_rows": 32,
-            "eval_steps": 4,
-        },
-        "search": {
-            "searchers": ["dirichlet"],
-            "num_trials": 2,
-            "confirm": {"top_k": 1, "seeds": 2},
-        },
-        "cluster": {"runner": "local"},
-        "tracking": {"report_to": "none"},
-        "cache_dir": str(cache),
-    }
+    plain = describe(folder)
+    plain["training"]["eval_steps"] = 4
     config = folder / "mix.yaml"
     config.write_text(yaml.safe_dump(plain))
     ran = invoke("tune", config)
