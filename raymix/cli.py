@@ -116,12 +116,16 @@ def tune(
 
 def run(experiment: Experiment, resume: bool = False) -> Outcome:
     """Run a study with the live table on this terminal."""
-    from raymix.experiment.build import trials_planned
+    from raymix.experiment.build import plan, prepare, space
     from raymix.experiment.run import tune as run_study
+    from raymix.study.plan import trainings
     from raymix.track.live import LiveTable
 
-    with LiveTable(trials_planned(experiment), console) as live:
-        return run_study(experiment, resume, (live,))
+    prepared = prepare(experiment)
+    planned = trainings(plan(experiment, space(experiment, prepared.domains)))
+    # One more: the base model is evaluated.
+    with LiveTable(1 + sum(planned.values()), console) as live:
+        return run_study(experiment, resume, (live,), prepared)
 
 
 def finish(experiment: Experiment, outcome: Outcome) -> None:

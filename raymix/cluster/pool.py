@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -140,6 +141,19 @@ class Pool:
             # No desk: the workers are ending by themselves.
             self._thread.join(_LEAVE_SECONDS)
             return None
+
+
+def close_all(desk: Any, pools: Sequence[Pool], hurry: bool) -> None:
+    """Nobody waits for anybody any more: desk first, then all pools at once."""
+    # Without its desk a pool ends by itself.
+    with suppress(RayActorError):
+        ray.get(desk.close.remote())
+    closing = [threading.Thread(target=pool.close, args=(hurry,)) for pool in pools]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join()
+    ray.kill(desk)
 
 
 def _resources(need: Need) -> dict[str, float]:

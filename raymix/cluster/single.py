@@ -9,7 +9,7 @@ from collections.abc import Callable
 import ray
 
 from raymix.cluster.config import Cluster
-from raymix.cluster.pool import Pool, open_desk
+from raymix.cluster.pool import Pool, close_all, open_desk
 from raymix.cluster.session import connected, environment, planned, suited
 from raymix.cluster.tune import TRAINER
 from raymix.core.codec import decode, encode
@@ -50,9 +50,7 @@ def train_on_pool(
                     report(job.trial, decode(Point, event["point"]))
             finished = "result" in event
         finally:
-            ray.get(desk.close.remote())
-            pool.close(not finished)
-            ray.kill(desk)
+            close_all(desk, [pool], hurry=not finished)
     if not finished:
         raise broken[0] if broken else ClusterError("the pool ended before the training did")
     return decode(TrainResult, event["result"])

@@ -7,17 +7,15 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import ray
 from ray import tune
-from ray.exceptions import RayActorError
 
 from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.cluster.drive import Drive
-from raymix.cluster.pool import Pool, open_desk
+from raymix.cluster.pool import Pool, close_all, open_desk
 from raymix.cluster.session import HEAD, connected, environment, planned, suited
 from raymix.cluster.stopping import Asha
 from raymix.cluster.trial import PoolTrial
@@ -66,24 +64,11 @@ def tune_study(
                     pool.start()
                 _tuner(drive, name, scratch).fit()
         finally:
-            _close(desk, pools, hurry=drive.stopping)
+            close_all(desk, pools, hurry=drive.stopping)
     if drive.error is not None:
         raise drive.error
     if drive.interrupted:
         raise KeyboardInterrupt
-
-
-def _close(desk: Any, pools: list[Pool], hurry: bool) -> None:
-    """Nobody waits for anybody any more: desk first, then all pools at once."""
-    # Without its desk a pool ends by itself.
-    with suppress(RayActorError):
-        ray.get(desk.close.remote())
-    closing = [threading.Thread(target=pool.close, args=(hurry,)) for pool in pools]
-    for thread in closing:
-        thread.start()
-    for thread in closing:
-        thread.join()
-    ray.kill(desk)
 
 
 @contextmanager

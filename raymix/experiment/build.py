@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from raymix import search
-from raymix.core.codec import fingerprint
 from raymix.core.errors import ConfigError, RaymixError, nearest
 from raymix.core.job import Json
 from raymix.core.mixture import Budget, Domain, Mixture, Space
@@ -20,7 +19,7 @@ from raymix.data.prepare import prepare as prepare_data
 from raymix.experiment.config import Experiment, SearcherSettings
 from raymix.experiment.model import check_model
 from raymix.strategy.multitask import MultiTask
-from raymix.study.plan import Confirm, Method, Plan, baselines
+from raymix.study.plan import Confirm, Method, Plan
 from raymix.train.config import Setup
 
 _MOST_EPOCHS = 10_000
@@ -98,14 +97,6 @@ def plan(experiment: Experiment, within: Space) -> Plan:
     )
 
 
-def trials_planned(experiment: Experiment) -> int:
-    """How many trials the study will ask for in all, the base model's evaluation included."""
-    study = plan(experiment, space(experiment, prepare(experiment).domains))
-    fixed, confirm = len(baselines(study)), study.confirm
-    searched = sum(method.num_trials for method in study.methods)
-    return 1 + fixed + searched + (min(confirm.top_k, searched) + fixed) * confirm.seeds
-
-
 def setup(experiment: Experiment, prepared: Prepared) -> Setup:
     """What every training of the study shares."""
     return Setup(
@@ -126,11 +117,6 @@ def identity(experiment: Experiment, prepared: Prepared) -> dict[str, Json]:
         "training": experiment.training.model_dump(mode="json"),
         "workers": experiment.cluster.num_workers,
     }
-
-
-def run_fingerprint(experiment: Experiment, prepared: Prepared) -> str:
-    """16 hexadecimal digits of `identity`."""
-    return fingerprint(identity(experiment, prepared))
 
 
 def _method(settings: SearcherSettings, num_trials: int) -> Method:

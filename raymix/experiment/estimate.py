@@ -15,7 +15,7 @@ from raymix.experiment.build import plan, prepare, space
 from raymix.experiment.config import Experiment
 from raymix.experiment.model import parameters
 from raymix.experiment.preview import preview
-from raymix.study.plan import baselines
+from raymix.study.plan import trainings
 from raymix.study.record import read
 
 GPU_RATE = 4e14
@@ -58,10 +58,7 @@ def estimate(experiment: Experiment, rate: float | None = None, pools: int = 1) 
     """
     prepared = prepare(experiment)
     study = plan(experiment, space(experiment, prepared.domains))
-    bases = len(baselines(study))
-    trainings = {"baselines": bases}
-    trainings |= {method.name: method.num_trials for method in study.methods}
-    trainings["confirmations"] = (study.confirm.top_k + bases) * study.confirm.seeds
+    counts = trainings(study)
     drawn = preview(experiment, prepared)
     tokens = sum(d.tokens for d in drawn.drawn)
     evaluations = 1 + (drawn.steps // (experiment.training.eval_steps or math.inf))
@@ -72,10 +69,10 @@ def estimate(experiment: Experiment, rate: float | None = None, pools: int = 1) 
         backward = 8 if experiment.training.gradient_checkpointing else 6
         flops = size * (backward * tokens + 2 * eval_tokens)
     held = experiment.cluster.pools or pools
-    rounds = math.ceil(sum(trainings.values()) / held)
+    rounds = math.ceil(sum(counts.values()) / held)
     each, basis = _each(experiment, flops, rate)
     seconds = None if each is None else rounds * each
-    return Estimate(trainings, tokens, eval_tokens, size, held, seconds, basis)
+    return Estimate(counts, tokens, eval_tokens, size, held, seconds, basis)
 
 
 def _each(

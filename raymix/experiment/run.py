@@ -34,7 +34,10 @@ class Outcome:
 
 
 def tune(
-    experiment: Experiment, resume: bool = False, listeners: Sequence[Listener] = ()
+    experiment: Experiment,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    prepared: Prepared | None = None,
 ) -> Outcome:
     """Search for the mixture, to the end of the plan.
 
@@ -45,12 +48,13 @@ def tune(
         experiment: what to run.
         resume: go on with the study in its folder, if there is one.
         listeners: hear of every trial; MLflow is one already, by `experiment.tracking`.
+        prepared: the experiment's data, where they are at hand already.
 
     Raises:
         RaymixError: before any training where the experiment cannot be run.
         KeyboardInterrupt: on Ctrl-C; the history is whole and the study can be resumed.
     """
-    prepared = prepare(experiment)
+    prepared = prepared or prepare(experiment)
     folder = Path(experiment.study.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

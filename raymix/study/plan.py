@@ -132,5 +132,13 @@ def baselines(plan: Plan) -> dict[str, Proposal]:
     return found
 
 
+def trainings(plan: Plan) -> dict[str, int]:
+    """How many trainings the study asks for, by what they are for (the base needs none)."""
+    fixed, confirm = len(baselines(plan)), plan.confirm
+    searched = {method.name: method.num_trials for method in plan.methods}
+    confirmed = min(confirm.top_k, sum(searched.values())) + fixed
+    return {"baselines": fixed, **searched, "confirmations": confirmed * confirm.seeds}
+
+
 def _close(a: Mixture, b: Mixture) -> bool:
     return bool(np.allclose(a.array(), b.array(), atol=_TOLERANCE, rtol=0))

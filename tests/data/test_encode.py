@@ -10,25 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import KINDS, wrapped
+from tiny_tokenizers import END, KINDS, wrapped
 
 from raymix.data.chat import Chat, Rendered, chat_of
 from raymix.data.encode import Encoder, load_tokenizer, span_mask
 from raymix.data.formats import Layout, parse
 
 MODELS = Path(__file__).parents[3] / "shared" / "models"
-
-END = {
-    "chatml": "<|im_end|>",
-    "chatml_marked": "<|im_end|>",
-    "llama3": "<|eot_id|>",
-    "llama3_marked": "<|eot_id|>",
-    "gemma": "<end_of_turn>",
-    "mistral": "</s>",
-    "llama2": " </s>",
-    "zephyr": "</s>",
-    "plain": "\n\n",
-}
 
 
 def stretches(tokenizer: Any, ids: Any, mask: Any) -> list[str]:

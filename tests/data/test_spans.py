@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import TEMPLATES
+from tiny_tokenizers import END, TEMPLATES
 
 from raymix.core.errors import DataError
 from raymix.data.chat import Chat, Rendered
@@ -14,17 +14,6 @@ from raymix.data.messages import Example
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
 
-END = {
-    "chatml": "<|im_end|>",
-    "chatml_marked": "<|im_end|>",
-    "llama3": "<|eot_id|>",
-    "llama3_marked": "<|eot_id|>",
-    "gemma": "<end_of_turn>",
-    "mistral": "</s>",
-    "llama2": " </s>",
-    "zephyr": "</s>",
-    "plain": "\n\n",
-}
 TRIMMED = {"llama3", "llama3_marked", "gemma", "llama2"}
 
 

@@ -18,6 +18,19 @@ from tokenizers.processors import ByteLevel as TrimOffsets
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+END = {
+    "chatml": "<|im_end|>",
+    "chatml_marked": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "llama3_marked": "<|eot_id|>",
+    "gemma": "<end_of_turn>",
+    "mistral": "</s>",
+    "llama2": " </s>",
+    "zephyr": "</s>",
+    "plain": "\n\n",
+}
+"""What ends an answer, by template."""
+
 SPECIAL = (
     "<unk>",
     "<s>",
