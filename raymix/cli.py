@@ -1,10 +1,10 @@
-"""The command line: `raymix check | preview | plan | tune | status | report | export | train`."""
+"""The command line: check, preview, plan, tune, status, report, influence, export, train."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from raymix.core.errors import ConfigError, MixtureError, RaymixError, StudyError
-from raymix.core.mixture import Mixture
+from raymix.core.errors import RaymixError, StudyError
 from raymix.experiment.config import Experiment
 from raymix.experiment.run import Outcome
+from raymix.search.counts import Total
 
 app = typer.Typer(
     help="Finds the mixture of supervised fine-tuning data.",
@@ -33,6 +33,7 @@ Overrides = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(help="The study's folder (study.output_dir).")]
 Weights = Annotated[str, typer.Option(help="Shares by domain, such as math=.5,code=.3,chat=.2.")]
+File = Annotated[str, typer.Option(help="A best_mixture.yaml; default: the prior.")]
 
 
 @contextlib.contextmanager
@@ -46,17 +47,34 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+@contextlib.contextmanager
+def _resumable(
+    verb: str, config: Path, overrides: list[str] | None, *options: str
+) -> Iterator[None]:
+    """Say how a study that was interrupted is gone on with, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = ["raymix", verb, str(config), *(overrides or ()), *options, "--resume"]
+        again = shlex.join(words)
+        errors.print(f"\nstopped; the history is whole. Go on with:\n  {again}", soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Check the experiment: keys, data, templates, masks, caps. Trains nothing."""
     with _told():
-        from raymix.experiment.build import plan, prepare, space
+        from raymix.experiment.build import asks_influence, plan, prepare, space
         from raymix.experiment.load import load
+        from raymix.experiment.needs import check_influence
         from raymix.experiment.tables import prepared_table
 
         experiment = load(config, overrides or ())
         prepared = prepare(experiment)
         plan(experiment, space(experiment, prepared.domains))
+        if asks_influence(experiment):
+            check_influence(experiment, prepared)
         console.print(prepared_table(prepared))
         console.print(Text.assemble(("ok", "green"), ": this experiment can be run"))
 
@@ -69,9 +87,10 @@ def preview(config: Config, overrides: Overrides = None, weights: Weights = "") 
         from raymix.experiment.load import load
         from raymix.experiment.preview import preview as foresee
         from raymix.experiment.tables import preview_table
+        from raymix.experiment.weights import written
 
         experiment = load(config, overrides or ())
-        mixture = _mixture(weights, experiment.names)
+        mixture = written(weights, experiment.names)
         console.print(preview_table(foresee(experiment, prepare(experiment), mixture)))
 
 
@@ -79,11 +98,16 @@ def preview(config: Config, overrides: Overrides = None, weights: Weights = "") 
 def plan(config: Config, overrides: Overrides = None) -> None:
     """Say how many trainings, how many tokens and about how long, without a GPU."""
     with _told():
+        from raymix.experiment.build import asks_influence, prepare
         from raymix.experiment.estimate import estimate
         from raymix.experiment.load import load
-        from raymix.experiment.tables import estimate_table
+        from raymix.experiment.needs import needs
+        from raymix.experiment.tables import estimate_table, needs_table
 
-        console.print(estimate_table(estimate(load(config, overrides or ()))))
+        experiment = load(config, overrides or ())
+        console.print(estimate_table(estimate(experiment)))
+        if asks_influence(experiment):
+            console.print(needs_table(needs(experiment, prepare(experiment, weights=False))))
 
 
 @app.command()
@@ -102,12 +126,8 @@ def tune(
         from raymix.experiment.load import load
 
         experiment = load(config, overrides or ())
-        try:
+        with _resumable("tune", config, overrides):
             outcome = run(experiment, resume)
-        except KeyboardInterrupt:
-            again = shlex.join(["raymix", "tune", str(config), *(overrides or ()), "--resume"])
-            errors.print(f"\nstopped; the history is whole. Go on with:\n  {again}", soft_wrap=True)
-            raise typer.Exit(130) from None
         finish(experiment, outcome)
         if outcome.best is None:
             failed = (t.result.error for t in outcome.history if t.result and t.result.error)
@@ -170,6 +190,44 @@ def report(folder: Folder) -> None:
 
 
 @app.command()
+def influence(
+    config: Config,
+    overrides: Overrides = None,
+    mixture: File = "",
+    weights: Weights = "",
+    validate: Annotated[bool, typer.Option(help="Hold it against retraining.")] = False,
+    step: Annotated[float, typer.Option(help="Change of one domain's count in --validate.")] = 0.3,
+    repeats: Annotated[int, typer.Option(help="Seeds in --validate.")] = 3,
+    total: Annotated[
+        Total, typer.Option(help="fixed: other domains make room; or free.")
+    ] = "fixed",
+    resume: Annotated[bool, typer.Option(help="Go on in its folder.")] = False,
+) -> None:
+    """Measure what more of each domain would do to each eval loss; --validate by retraining."""
+    with _told():
+        from raymix.experiment.influence import Probe, measure, probing
+        from raymix.experiment.load import load
+        from raymix.experiment.weights import given
+        from raymix.report.validation import probe_report
+        from raymix.study.plan import trainings
+        from raymix.track.live import LiveTable
+
+        experiment = load(config, overrides or ())
+        chosen = given(weights, mixture, experiment.names)
+        ready = probing(experiment, Probe(chosen, validate, step, repeats, total))
+        planned = trainings(ready.plan)
+        again = [f"--step={step}", f"--repeats={repeats}", f"--total={total}"]
+        again += ["--validate"] if validate else []
+        again += [f"--weights={weights}"] if weights else []
+        again += [f"--mixture={mixture}"] if mixture else []
+        table = LiveTable(1 + sum(planned.values()), console)
+        with _resumable("influence", config, overrides, *again), table as live:
+            record = measure(ready, resume, (live,))
+        console.print(probe_report(record, validate))
+        console.print(f"all of it  {ready.folder}", soft_wrap=True)
+
+
+@app.command()
 def export(
     folder: Folder,
     to: Annotated[str, typer.Option(help="yaml, trl, axolotl, llamafactory or hf.")] = "yaml",
@@ -194,7 +252,7 @@ def train(
     config: Config,
     save: Annotated[Path, typer.Option(help="Folder for the model.")],
     overrides: Overrides = None,
-    mixture: Annotated[str, typer.Option(help="A best_mixture.yaml; default: the prior.")] = "",
+    mixture: File = "",
     weights: Weights = "",
 ) -> None:
     """Train once on one mixture and save a model that transformers loads."""
@@ -202,15 +260,10 @@ def train(
         from raymix.experiment.load import load
         from raymix.experiment.run import train as run_training
         from raymix.experiment.tables import trained_table
-        from raymix.report.best import read_best
+        from raymix.experiment.weights import given
 
-        if mixture and weights:
-            raise ConfigError("give --mixture or --weights, not both")
         experiment = load(config, overrides or ())
-        chosen = _mixture(weights, experiment.names)
-        if mixture:
-            with _under(mixture):
-                chosen = read_best(mixture).mixture.ordered(experiment.names)
+        chosen = given(weights, mixture, experiment.names)
         try:
             result = run_training(experiment, chosen, save)
         except KeyboardInterrupt:
@@ -225,30 +278,6 @@ def train(
 def main() -> None:
     """The entry point."""
     app()
-
-
-def _mixture(weights: str, names: Sequence[str]) -> Mixture | None:
-    if not weights:
-        return None
-    given = []
-    for part in weights.split(","):
-        name, _, share = part.partition("=")
-        try:
-            given.append((name.strip(), float(share)))
-        except ValueError:
-            raise ConfigError(f"--weights: '{part}' is not domain=share") from None
-    with _under("--weights"):
-        asked = Mixture(tuple(name for name, _ in given), tuple(share for _, share in given))
-        return asked.ordered(names)
-
-
-@contextlib.contextmanager
-def _under(source: str) -> Iterator[None]:
-    """Say where a mixture that is wrong was given."""
-    try:
-        yield
-    except MixtureError as error:
-        raise ConfigError(f"{source}: {error}") from None
 
 
 if __name__ == "__main__":

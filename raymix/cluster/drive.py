@@ -15,7 +15,7 @@ from raymix.cluster.trial import POINT, RESULT
 from raymix.core.codec import from_json, to_json
 from raymix.core.errors import ClusterError
 from raymix.core.job import Json, Point, TrainResult
-from raymix.core.trial import STOPPABLE, Idle, Trial
+from raymix.core.trial import Idle, Trial
 from raymix.study.study import Study
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Drive:
         return {"job": to_json(job), "stoppable": self._stoppable(trial)}
 
     def _stoppable(self, trial: Trial) -> bool:
-        return self._asha is not None and trial.role in STOPPABLE
+        return self._asha is not None and trial.stoppable
 
     def heard(self, trial_id: str, result: Mapping[str, Json]) -> None:
         """A trial reported; the workers of one that may be stopped wait for the answer."""

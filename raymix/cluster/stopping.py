@@ -10,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from raymix.cluster.config import EarlyStopping
 from raymix.core.job import Point
-from raymix.core.trial import STOPPABLE, Trial
+from raymix.core.trial import Trial
 
 _TIME, _SCORE = "progress", "score"
 
@@ -73,7 +73,7 @@ class Asha:
     def _hear(self, trial: Trial, point: Point) -> bool:
         score, _ = self._score(trial.number, point.metrics)
         # The last point decides nothing; nor does one without a loss.
-        if trial.role not in STOPPABLE or point.progress >= 1 or not math.isfinite(score):
+        if not trial.stoppable or point.progress >= 1 or not math.isfinite(score):
             return True
         known = _Known(str(trial.number))
         if trial.number not in self._added:

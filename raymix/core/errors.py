@@ -30,6 +30,10 @@ class CheckpointError(TrainingError):
     """A checkpoint could not be written or is not whole."""
 
 
+class InfluenceError(TrainingError):
+    """An influence cannot be measured; names the layer or the domain."""
+
+
 class StudyError(RaymixError):
     """The study's history and what is asked of it do not fit together."""
 

@@ -81,7 +81,10 @@ class TrainJob:
     No stages: the model is only evaluated. `test`: the test split is evaluated at the end too
     (verdicts only). `start`: path of a checkpoint whose weights it starts from. `keep`: ends with
     a checkpoint even where the experiment saves none. `save`: folder for the trained model in
-    Hugging Face form.
+    Hugging Face form. `measure`: taken on the model at the end; where nothing is trained, `trained`
+    are the stages that made the checkpoint in `start`, whose rows are looked at. `turn`: the first
+    stage ends with a checkpoint of its own, which the result's diagnostics name; `branch`: such a
+    checkpoint, of a job with the same first stage, which is then not trained again.
     """
 
     trial: int
@@ -96,6 +99,9 @@ class TrainJob:
     start: str | None = None
     save: str | None = None
     keep: bool = False
+    trained: tuple[Stage, ...] = ()
+    turn: bool = False
+    branch: str | None = None
 
 
 @dataclass(frozen=True)

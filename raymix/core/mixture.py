@@ -177,16 +177,20 @@ class Space:
         """Names of the domains, in the order of every array [K]."""
         return tuple(domain.name for domain in self.domains)
 
-    def ceiling(self) -> Vector:
-        """Largest share [K] that bound and epoch cap allow."""
-        upper = np.asarray(self.upper, dtype=np.float64)
+    def room(self) -> Vector:
+        """Most that each domain can give [K] under its epoch cap, in the budget's unit."""
         if self.replacement:
-            return upper
+            return np.full(len(self.domains), np.inf)
         sizes = np.array([d.size(self.budget.unit) for d in self.domains], dtype=np.float64)
         epochs = np.asarray(self.max_epochs, dtype=np.float64)
         # Nothing comes of an empty domain, however often it may be repeated.
-        room = np.multiply(epochs, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
-        return np.minimum(upper, room / self.budget.amount)
+        return np.multiply(epochs, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+
+    def ceiling(self) -> Vector:
+        """Largest share [K] that bound and epoch cap allow."""
+        return np.minimum(
+            np.asarray(self.upper, dtype=np.float64), self.room() / self.budget.amount
+        )
 
     def project(self, weights: Sequence[float] | Vector) -> Mixture:
         """The nearest allowed mixture to `weights` [K] (Euclidean)."""

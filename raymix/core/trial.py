@@ -37,8 +37,11 @@ class Proposal:
     `budget` None: the study's. `model`: "target" or the name of a proxy. `start`: number of the
     trial whose checkpoint it starts from. `reference`: number of the trial whose model gives
     `Signal.REFERENCE_LOSS`. Either trial must have been proposed with `keep`: its trained weights
-    are kept. `params`: the strategy's (DMT's k). `note`: JSON that the searcher wants to find again
-    in the history.
+    are kept. `turn`: others may branch off once that share of the budget is spent; `branch`: number
+    of a trial whose training, up to its turn, is this one's too: it is not paid for again, and only
+    the rest of the budget is spent on `mixture`. `repeat`: is added to the study's seed; trials of
+    equal repeat share their randomness. `params`: the strategy's (DMT's k). `note`: JSON that the
+    searcher wants to find again in the history.
     """
 
     mixture: Mixture
@@ -49,10 +52,13 @@ class Proposal:
     measure: frozenset[Diagnostic] = frozenset()
     start: int | None = None
     reference: int | None = None
+    turn: float | None = None
+    branch: int | None = None
     role: Role = Role.SEARCH
     params: Mapping[str, float] = field(default_factory=dict)
     note: Json = None
     keep: bool = False
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,13 @@ class Trial:
     def role(self) -> Role:
         """What the trial is for."""
         return self.proposal.role
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether it may end early: not where its last weights are wanted."""
+        asked = self.proposal
+        wanted = asked.measure or asked.keep or asked.turn is not None
+        return self.role in STOPPABLE and not wanted
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ _MOST_EPOCHS = 10_000
 """Of all data together; a budget beyond it is a slip, and to count it out would take hours."""
 
 
-def data_spec(experiment: Experiment) -> DataSpec:
-    """What of the experiment decides the tokenised data."""
-    check_model(experiment.model_name_or_path)
+def data_spec(experiment: Experiment, weights: bool = True) -> DataSpec:
+    """What of the experiment decides the tokenised data; `weights`: see `check_model`."""
+    check_model(experiment.model_name_or_path, weights)
     return DataSpec(
         datasets=experiment.datasets,
         tokenizer=experiment.model_name_or_path,
@@ -42,9 +42,9 @@ def data_spec(experiment: Experiment) -> DataSpec:
     )
 
 
-def prepare(experiment: Experiment) -> Prepared:
+def prepare(experiment: Experiment, weights: bool = True) -> Prepared:
     """The experiment's data, tokenised; found in the cache where it was prepared before."""
-    return prepare_data(data_spec(experiment))
+    return prepare_data(data_spec(experiment, weights))
 
 
 def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
@@ -105,18 +105,32 @@ def setup(experiment: Experiment, prepared: Prepared) -> Setup:
         stores=prepared.stores,
         output_dir=str(Path(experiment.study.folder).resolve()),
         trust_remote_code=experiment.trust_remote_code,
+        influence=experiment.influence,
         chat_template=experiment.chat_template,
     )
 
 
 def identity(experiment: Experiment, prepared: Prepared) -> dict[str, Json]:
-    """What else the results depend on: a study is resumed only where this is unchanged."""
+    """What else the results depend on: a study is resumed only where this is unchanged.
+
+    Of `influence:` what was changed and moves its numbers. It counts whether or not a method asks
+    for influence, so that such a method can be added to a study.
+    """
+    influence = experiment.influence.model_dump(
+        mode="json", exclude_defaults=True, exclude={"trust", "batch_size", "max_memory_gb"}
+    )
     return {
         "data": prepared.fingerprint,
         "model": experiment.model_name_or_path,
         "training": experiment.training.model_dump(mode="json"),
         "workers": experiment.cluster.num_workers,
+        **({"influence": influence} if influence else {}),
     }
+
+
+def asks_influence(experiment: Experiment) -> bool:
+    """Whether a searcher of the experiment has influence measured."""
+    return any(_kind(s.type) is search.Ideal for s in experiment.search.searchers)
 
 
 def _method(settings: SearcherSettings, num_trials: int) -> Method:

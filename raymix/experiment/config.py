@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -25,9 +27,12 @@ from raymix.core.mixture import Mixture, Unit
 from raymix.data.source import DatasetSpec
 from raymix.experiment.explain import explain
 from raymix.study.objective import Objective
-from raymix.train.config import Training
+from raymix.train.config import InfluenceSettings, Training
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+_LIMITS = {"epochs": (0.0, math.inf), "moved": (0.0, math.inf)}
+"""What a threshold of influence may be; the others are correlations."""
+
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -211,6 +216,7 @@ class Experiment(BaseModel):
     training: Training = Training()
     search: SearchSettings = SearchSettings()
     cluster: Cluster = Cluster()
+    influence: InfluenceSettings = InfluenceSettings()
     tracking: TrackingSettings = TrackingSettings()
     chat_template: str | None = None
     max_overlap: float = Field(0.01, ge=0, le=1)
@@ -227,6 +233,7 @@ class Experiment(BaseModel):
         experiment._check_domains()
         experiment._check_mixtures()
         experiment._check_search()
+        experiment._check_influence()
         return experiment
 
     def _check_domains(self) -> None:
@@ -272,6 +279,20 @@ class Experiment(BaseModel):
                 "search.early_stopping.scheduler: asha looks at evaluations during a training; "
                 "set training.eval_steps"
             )
+
+    def _check_influence(self) -> None:
+        """Refuse an empty choice of layers, and thresholds that are no correlation."""
+        layers = self.influence.layers
+        if not layers or not all(layers):
+            raise ConfigError(
+                f"influence.layers: must be all, low-variance or patterns of names, got {layers!r}"
+            )
+        for name, limit in asdict(self.influence.trust).items():
+            least, most = _LIMITS.get(name, (-1.0, 1.0))
+            if not least <= limit <= most:
+                raise ConfigError(
+                    f"influence.trust.{name}: must be between {least:g} and {most:g}, got {limit}"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def estimate(experiment: Experiment, rate: float | None = None, pools: int = 1) 
             guess by the kind of device.
         pools: worker groups at once where `cluster.pools` does not say.
     """
-    prepared = prepare(experiment)
+    prepared = prepare(experiment, weights=False)
     study = plan(experiment, space(experiment, prepared.domains))
     counts = trainings(study)
     drawn = preview(experiment, prepared)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,7 +26,7 @@ def _internal(part: str) -> bool:
 
 def _line(item: dict[str, Any], path: list[Any], model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in path)
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = sorted(fields_at(model, path[:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
@@ -45,17 +46,24 @@ def fields_at(model: type[BaseModel], path: list[Any]) -> set[str]:
     for part in path:
         if isinstance(part, int):
             continue
-        found = (
-            _models(current.model_fields[part].annotation) if part in current.model_fields else []
-        )
+        found = _blocks(_annotations(current).get(part))
         if not found:
             return set()
         current = found[0]
-    return set(current.model_fields)
+    return set(_annotations(current))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models inside an annotation such as `tuple[X, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _annotations(block: Any) -> dict[str, Any]:
+    """The keys of a pydantic model or a dataclass, and what they hold."""
+    if issubclass(block, BaseModel):
+        return {name: info.annotation for name, info in block.model_fields.items()}
+    return get_type_hints(block)
+
+
+def _blocks(annotation: Any) -> list[type]:
+    """The models and dataclasses inside an annotation such as `tuple[X, ...] | None`."""
+    if isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
+    ):
         return [annotation]
-    return [model for inner in get_args(annotation) for model in _models(inner)]
+    return [model for inner in get_args(annotation) for model in _blocks(inner)]

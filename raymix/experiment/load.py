@@ -71,7 +71,8 @@ def apply(plain: dict[str, Any], override: str) -> None:
     for part in path:
         here = _child(here, part, key)
     try:
-        parsed = yaml.safe_load(value)
+        # YAML would take a pattern such as *.mlp.* for the name of an anchor, which cannot be here.
+        parsed = value if value.startswith("*") else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"cannot read the value of override '{override}': {error}") from None
     if isinstance(here, list):

@@ -13,8 +13,10 @@ from raymix.core.errors import ConfigError
 _KEY = "model_name_or_path"
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, weights: bool = True) -> None:
     """Refuse a local folder that holds no whole model, and models that are not decoder-only.
+
+    `weights` False: a description will do, as nothing is going to be trained.
 
     Raises:
         ConfigError: says which, before anything is loaded.
@@ -38,7 +40,7 @@ def check_model(name: str) -> None:
             f"{_KEY}: '{name}' is an encoder-decoder ({described['model_type']}); "
             "raymix tunes decoder-only models"
         )
-    if not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
+    if weights and not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
         raise ConfigError(f"{_KEY}: '{name}' holds no weights (*.safetensors)")
     parameters(name)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymix.cluster.config import Cluster
 from raymix.core.errors import ConfigError, TrainingError
-from raymix.core.job import Point, Runner, Status, TrainJob, TrainResult
+from raymix.core.job import Json, Point, Runner, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.trial import History, Trial
 from raymix.data.prepare import Prepared
-from raymix.experiment.build import identity, plan, prepare, setup, space
+from raymix.experiment.build import asks_influence, identity, plan, prepare, setup, space
 from raymix.experiment.config import Experiment
 from raymix.experiment.load import dump, to_yaml
+from raymix.experiment.needs import check_influence
 from raymix.report.write import write_report
-from raymix.study.record import read
+from raymix.study.plan import Plan
+from raymix.study.record import Record, read
 from raymix.study.study import Listener, Study
 from raymix.track.null import About, Ending, NoTracker, Tracker
 from raymix.train.config import Setup
@@ -55,27 +57,47 @@ def tune(
         KeyboardInterrupt: on Ctrl-C; the history is whole and the study can be resumed.
     """
     prepared = prepared or prepare(experiment)
+    if asks_influence(experiment):
+        check_influence(experiment, prepared)
+    return conduct(
+        experiment,
+        plan(experiment, space(experiment, prepared.domains)),
+        prepared,
+        identity(experiment, prepared),
+        write_report,
+        resume,
+        listeners,
+    )
+
+
+def conduct(
+    experiment: Experiment,
+    asked: Plan,
+    prepared: Prepared,
+    depends: Mapping[str, Json],
+    write: Callable[[Record, Path], Sequence[Path]],
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> Outcome:
+    """Run the study `asked` in the experiment's folder; as `tune`, whatever it is for.
+
+    `depends`: what else its results depend on. `write` leaves in the folder what people read.
+    """
     folder = Path(experiment.study.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"study.output_dir: cannot make the folder '{folder}': {error}") from None
     tracker = _tracker(experiment)
-    study = Study(
-        folder,
-        plan(experiment, space(experiment, prepared.domains)),
-        identity(experiment, prepared),
-        dump(experiment),
-        resume,
-        (tracker, *listeners),
-    )
+    config = dump(experiment)
+    study = Study(folder, asked, depends, config, resume, (tracker, *listeners))
     try:
         with _followed(tracker, study, experiment, prepared):
             described = folder / "experiment.yaml"
             described.write_text(to_yaml(experiment), encoding="utf-8")
             tracker.artifact(described)
             _run(study, experiment, prepared)
-            for path in write_report(read(folder), folder):
+            for path in write(read(folder), folder):
                 tracker.artifact(path)
             tracker.artifact(folder / "history.jsonl")
         return Outcome(folder, study.history, study.best())

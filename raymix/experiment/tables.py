@@ -11,6 +11,7 @@ from rich.text import Text
 from raymix.core.job import TrainResult
 from raymix.data.prepared import Prepared
 from raymix.experiment.estimate import Estimate
+from raymix.experiment.needs import Needs
 from raymix.experiment.preview import Preview
 
 
@@ -91,6 +92,40 @@ def estimate_table(estimate: Estimate) -> RenderableType:
     return Group(table, Text(words))
 
 
+def needs_table(needs: Needs) -> RenderableType:
+    """What measuring influence takes, and the formula for its memory."""
+    table = Table(title="influence, each time it is measured", title_justify="left")
+    table.add_column("what")
+    table.add_column("number", justify="right")
+    limit = "half of what is free" if needs.limit is None else _gigabytes(needs.limit)
+    rows = {
+        f"linear layers looked at ({_short(needs.weights)} weights)": f"{needs.layers:,}",
+        "curvature of all of them, on one worker": _gigabytes(needs.factors),
+        "influence.max_memory_gb": limit,
+        "layer groups": f"{needs.groups:,}",
+        "curvature of the largest group, on one worker": _gigabytes(needs.group),
+        f"model in training ({_short(needs.parameters)} parameters), on each of "
+        f"{needs.workers} worker(s)": _gigabytes(needs.state),
+        "both, activations aside": _gigabytes(needs.group + needs.state),
+        "gradients held in host memory, over all workers": _gigabytes(needs.gradients),
+        f"training passes over {needs.rows:,} rows": f"{needs.passes:.1f}",
+    }
+    for what, number in rows.items():
+        table.add_row(what, number)
+    free = (
+        f"In one group where {_gigabytes(needs.factors)} are free twice over; else in more. "
+        if needs.limit is None
+        else ""
+    )
+    words = (
+        f"{free}Curvature of a group, fp32: 4 bytes x (i^2 for each distinct input of i features "
+        "+ o^2 + o i for each layer of o outputs) + 24 bytes x max(i, o)^2 for one "
+        "eigendecomposition. Gradients: 16 bytes x domains x weights of the layers. Each further "
+        "group costs 4/3 of a pass."
+    )
+    return Group(table, Text(words))
+
+
 def trained_table(result: TrainResult) -> RenderableType:
     """What a single training drew and where it ended."""
     table = Table(title=f"trained: {result.spent.steps:,} steps, {result.spent.seconds:.0f} s")
@@ -109,6 +144,10 @@ def trained_table(result: TrainResult) -> RenderableType:
             *("" if loss is None else f"{loss:.4f}" for loss in losses),
         )
     return table
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e7 else f"{number / 1e6:.3g} MB"
 
 
 def _short(number: int) -> str:

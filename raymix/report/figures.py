@@ -13,25 +13,10 @@ from raymix.core.errors import StudyError
 from raymix.core.simplex import Vector
 from raymix.core.trial import Role, Trial
 from raymix.report.facts import Facts, facts, label
+from raymix.report.style import COLOURS, DPI, GREY, MARKERS, STYLE, WINNER, matplotlib_of
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
 from raymix.study.record import Record
-
-_DPI = 150
-_GREY = "#8a8a8a"
-_WINNER = "#d62728"
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
 
 
 def write_figures(record: Record, folder: str | Path) -> tuple[Path, ...]:
@@ -46,18 +31,18 @@ def write_figures(record: Record, folder: str | Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = (folder / "losses.png", folder / "ranking.png")
     for path, figure in zip(paths, (losses_by_share(known), ranking(known)), strict=True):
-        figure.savefig(path, dpi=_DPI)
+        figure.savefig(path, dpi=DPI)
     return paths
 
 
 def losses_by_share(known: Facts) -> Any:
     """One panel per domain: its eval loss against its share, a point per trial of the search."""
-    matplotlib, new = _matplotlib()
+    matplotlib, new = matplotlib_of()
     size = len(known.domains)
     columns = min(size, 3 if size != 4 else 2)
     rows = math.ceil(size / columns)
     trials = [t for t in known.history.ranking() if t.result is not None]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = new(figsize=(3.1 * columns + 0.4, 2.5 * rows + 0.7))
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, name in zip(axes, known.domains, strict=False):
@@ -83,10 +68,10 @@ def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
             [_share(t, name) for t in own],
             [values[t.number] for t in own],
             linestyle="",
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             markersize=4.5,
             markeredgewidth=0,
-            color=_COLOURS[i % len(_COLOURS)],
+            color=COLOURS[i % len(COLOURS)],
             alpha=0.75,
             label=method,
         )
@@ -111,14 +96,14 @@ def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
             linestyle="",
             marker="*",
             markersize=12,
-            color=_WINNER,
+            color=WINNER,
             markeredgecolor="white",
             markeredgewidth=0.5,
             label=f"best: {label(best)}",
             zorder=5,
         )
     if base is not None:
-        axis.axhline(base, color=_GREY, linestyle="--", linewidth=1, label="untrained model")
+        axis.axhline(base, color=GREY, linestyle="--", linewidth=1, label="untrained model")
     axis.set_title(name)
     axis.set_xlabel("share of the budget")
     axis.set_xlim(-0.02, max(_share(t, name) for t in trials) * 1.06 + 0.02)
@@ -129,7 +114,7 @@ def ranking(known: Facts, rows: int = 20) -> Any:
 
     Before any confirmation: the scores of the search.
     """
-    matplotlib, new = _matplotlib()
+    matplotlib, new = matplotlib_of()
     groups = confirmed(known.history)
     by_number = {t.number: t for t in known.history}
     if groups:
@@ -148,7 +133,7 @@ def ranking(known: Facts, rows: int = 20) -> Any:
         title = "Search scores (one seed each)"
     order = sorted(scores, key=lambda n: float(scores[n]["eval"].mean()), reverse=True)
     best = known.winner
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = new(figsize=(7.2, 0.42 * len(order) + 1.5))
         axis = figure.subplots()
         for place, number in enumerate(order):
@@ -161,7 +146,7 @@ def ranking(known: Facts, rows: int = 20) -> Any:
         axis.set_yticks(range(len(order)), [_tick(by_number[n]) for n in order], fontsize=8)
         for tick, number in zip(axis.get_yticklabels(), order, strict=True):
             if best is not None and number == best.number:
-                tick.set_color(_WINNER)
+                tick.set_color(WINNER)
                 tick.set_fontweight("bold")
         axis.set_ylim(-0.6, len(order) - 0.4)
         axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
@@ -179,7 +164,7 @@ def ranking(known: Facts, rows: int = 20) -> Any:
 
 def _spread(axis: Any, height: float, split: str, values: Vector) -> None:
     """Every seed as a small ring, the mean as a dot, a bar of one standard deviation."""
-    colour = _COLOURS[0] if split == "eval" else _COLOURS[1]
+    colour = COLOURS[0] if split == "eval" else COLOURS[1]
     marker = "o" if split == "eval" else "s"
     if len(values) > 1:
         seeds = np.full(len(values), height)
@@ -223,17 +208,3 @@ def _share(trial: Trial, name: str) -> float:
 def _loss(trial: Trial, name: str) -> float:
     metrics = trial.result.metrics if trial.result is not None else {}
     return metrics.get(f"eval/{name}/loss", math.nan)
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    """Matplotlib (loaded late: half a second) and a maker of figures that needs no display."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    def new(**settings: Any) -> Figure:
-        figure = Figure(**settings)
-        FigureCanvasAgg(figure)
-        return figure
-
-    return matplotlib, new

@@ -6,14 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raymix.core.influence import PROGRESS
 from raymix.core.job import Status
 from raymix.core.trial import Role, Trial
 from raymix.report.facts import Facts, facts, label, repeats
+from raymix.report.influence import influence_tables
+from raymix.report.layout import rounded, table_of
 from raymix.report.verdict import Verdict, verdict
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
@@ -39,6 +41,7 @@ def report(record: Record, rows: int = _ROWS) -> Group:
         parts.append(comparisons(said))
     if known.winner is not None:
         parts.append(winner_by_domain(known, known.winner))
+    parts += influence_tables(known, record)
     parts.append(spending(known))
     parts.append(Text(said.sentence, style="bold"))
     return Group(*parts)
@@ -48,7 +51,7 @@ def status_table(record: Record) -> Group:
     """How far a study is: trials by method, what is open, what is best so far."""
     known = facts(record)
     planned: Mapping[str, int] = record.header.get("methods", {})
-    table = _table("Trials", ("method",), ("asked", "planned", "told", "failed"))
+    table = table_of("Trials", ("method",), ("asked", "planned", "told", "failed"))
     for method in dict.fromkeys([*(t.method for t in known.history), *planned]):
         own = [t for t in known.history if t.method == method]
         told = sum(not t.pending for t in own)
@@ -61,13 +64,15 @@ def status_table(record: Record) -> Group:
         last = points[max(points)] if points else None
         text = f"open: {label(record.trials[number])}, attempt {record.attempts[number] + 1}"
         if last is not None:
-            mean = _number(last.metrics.get("eval/mean", math.nan))
+            mean = rounded(last.metrics.get("eval/mean", math.nan))
             text += f", step {last.step}, {last.progress:.0%} of its budget, eval mean {mean}"
+            if PROGRESS in last.metrics:
+                text += f", influence measured to {last.metrics[PROGRESS]:.0%}"
         parts.append(Text(text))
     best = known.winner
     if best is not None:
         parts.append(
-            Text(f"best so far: {label(best)}, score {_number(best.score)}: {best.mixture}")
+            Text(f"best so far: {label(best)}, score {rounded(best.score)}: {best.mixture}")
         )
     return Group(*parts)
 
@@ -91,7 +96,7 @@ def ranking(known: Facts, rows: int = _ROWS) -> Table:
     plain = known.objective.aggregate == "mean" and not known.objective.kl_to_prior
     score = () if plain else ("score",)
     left = ("#", "trial", _share_header(known))
-    table = _table(title, left, (*score, "mean", "worst", "imbal", "regr"))
+    table = table_of(title, left, (*score, "mean", "worst", "imbal", "regr"))
     table.add_column("", no_wrap=True)
     ranked = known.history.ranking()
     best = known.winner
@@ -103,7 +108,7 @@ def ranking(known: Facts, rows: int = _ROWS) -> Table:
             str(place),
             label(trial),
             _shares(known, trial),
-            *(() if plain else (_number(trial.score),)),
+            *(() if plain else (rounded(trial.score),)),
             *_summary(trial),
             _remark(trial),
             style=style,
@@ -113,7 +118,7 @@ def ranking(known: Facts, rows: int = _ROWS) -> Table:
     if known.base:
         blank = [""] * (2 - plain)
         base = known.base
-        mean, worst = (_number(base.get(f"eval/{n}", math.nan)) for n in ("mean", "worst"))
+        mean, worst = (rounded(base.get(f"eval/{n}", math.nan)) for n in ("mean", "worst"))
         table.add_row("", "untrained model", *blank, mean, worst, "", "", "", style="dim")
     return table
 
@@ -125,7 +130,7 @@ def confirmations(known: Facts) -> Table:
     most = max(map(len, groups.values()))
     title = f"Confirmed with {most} fresh seeds (mean ± standard deviation over seeds)"
     left = ("trial", _share_header(known))
-    table = _table(title, left, ("n", "eval", "test", "worst"))
+    table = table_of(title, left, ("n", "eval", "test", "worst"))
     best = known.winner
     order = sorted(groups, key=lambda n: (-len(groups[n]), np.mean([t.score for t in groups[n]])))
     for number in order:
@@ -140,7 +145,7 @@ def confirmations(known: Facts) -> Table:
             _shares(known, by_number[number]),
             str(len(trials)),
             *(_spread(values) for values in splits),
-            _number(float(np.mean(worst))),
+            rounded(float(np.mean(worst))),
             style="bold green" if best is not None and number == best.number else "",
         )
     return table
@@ -148,7 +153,7 @@ def confirmations(known: Facts) -> Table:
 
 def comparisons(said: Verdict) -> Table:
     """Every confirmed mixture against proportional and uniform."""
-    table = _table(
+    table = table_of(
         f"Against the baselines ({said.split} losses; shared seeds as blocks)",
         ("trial", "against"),
         ("difference, 95%", "p"),
@@ -181,7 +186,7 @@ def winner_by_domain(known: Facts, best: Trial) -> Table:
         for split in ("eval", "test")
     }
     drawn = {d.domain: d for d in best.result.realised} if best.result is not None else {}
-    table = _table(
+    table = table_of(
         f"{label(best)} by domain (losses: mean of {len(metrics)})",
         ("domain",),
         ("share", "realised", "rows", "epochs", "base eval", "eval", "change", "test"),
@@ -195,10 +200,10 @@ def winner_by_domain(known: Facts, best: Trial) -> Table:
             f"{row.share:.3f}" if row else "",
             f"{row.rows:,}" if row else "",
             f"{row.epochs:.2f}" if row else "",
-            _number(base),
-            _number(now),
+            rounded(base),
+            rounded(now),
             f"{now / base - 1:+.1%}" if base > 0 and math.isfinite(now) else "",
-            _number(means["test"][name]),
+            rounded(means["test"][name]),
         )
     return table
 
@@ -206,7 +211,7 @@ def winner_by_domain(known: Facts, best: Trial) -> Table:
 def spending(known: Facts) -> Table:
     """What each method has spent, unranked trainings and confirmations included."""
     right = ("trials", "steps", "rows", "tokens", "seconds", "GPU hours")
-    table = _table("Cost", ("method",), right)
+    table = table_of("Cost", ("method",), right)
     for method, spent in costs(known.history).items():
         table.add_row(
             method,
@@ -217,26 +222,6 @@ def spending(known: Facts) -> Table:
             f"{spent.seconds:,.1f}",
             f"{spent.gpu_seconds / 3600:.2f}",
         )
-    return table
-
-
-def _table(title: str, left: Sequence[str], right: Sequence[str], caption: str = "") -> Table:
-    """A table that fits 80 columns of a terminal: no frames, numbers never broken."""
-    table = Table(
-        title=f"\n{title}",
-        title_justify="left",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-        caption=caption or None,
-        caption_justify="left",
-    )
-    for name in left:
-        table.add_column(name, no_wrap=True)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -270,7 +255,7 @@ def _summary(trial: Trial) -> list[str]:
     metrics = trial.result.metrics if trial.result is not None else {}
     values = [metrics.get(f"eval/{n}", math.nan) for n in ("mean", "worst", "imbalance")]
     regressed = metrics.get("eval/regressed", math.nan)
-    return [*(_number(value) for value in values), _number(regressed, 0)]
+    return [*(rounded(value) for value in values), rounded(regressed, 0)]
 
 
 def _remark(trial: Trial) -> str:
@@ -286,12 +271,8 @@ def _remark(trial: Trial) -> str:
     return "; ".join(said)
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
 def _spread(values: Sequence[float]) -> str:
     if not values or not np.all(np.isfinite(values)):
         return "–"
-    mean = _number(float(np.mean(values)))
+    mean = rounded(float(np.mean(values)))
     return f"{mean} ±{float(np.std(values, ddof=1)):.3f}" if len(values) > 1 else mean

@@ -7,6 +7,7 @@ from pathlib import Path
 from raymix.report.best import best_of, write_best
 from raymix.report.facts import facts
 from raymix.report.figures import write_figures
+from raymix.report.scatter import write_influence
 from raymix.study.record import Record
 
 
@@ -15,4 +16,9 @@ def write_report(record: Record, folder: str | Path) -> tuple[Path, ...]:
     best = best_of(facts(record))
     if best is None:
         return ()
-    return (write_best(best, Path(folder)), *write_figures(record, Path(folder) / "figures"))
+    figures = Path(folder) / "figures"
+    return (
+        write_best(best, Path(folder)),
+        *write_figures(record, figures),
+        *write_influence(record, figures),
+    )

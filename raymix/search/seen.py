@@ -37,4 +37,5 @@ def _plain(proposal: Proposal) -> bool:
         measure=proposal.measure,
         note=proposal.note,
         keep=proposal.keep,
+        repeat=proposal.repeat,
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from raymix.core.codec import to_json
-from raymix.core.job import Status
+from raymix.core.job import Json, Status
 from raymix.core.trial import History, Proposal, Role, Trial
 from raymix.study.plan import Confirm
 
@@ -17,8 +17,12 @@ _FIRST_SEED = 1000
 
 
 def content(proposal: Proposal) -> str:
-    """What is trained, without why: two proposals with equal content are one training."""
-    return to_json(replace(proposal, role=Role.SEARCH, measure=frozenset(), note=None, keep=False))
+    """What is trained, without why: two proposals with equal content differ by their seed only."""
+    return to_json(_plain(proposal, Role.SEARCH))
+
+
+def _plain(proposal: Proposal, role: Role, note: Json = None) -> Proposal:
+    return replace(proposal, role=role, measure=frozenset(), note=note, keep=False, repeat=0)
 
 
 def candidates(history: History, settings: Confirm) -> tuple[Trial, ...]:
@@ -43,10 +47,7 @@ def confirmations(history: History, settings: Confirm, seed: int) -> Iterator[tu
         for trial in chosen:
             if (content(trial.proposal), block) not in asked:
                 note = {"of": trial.number, "block": block}
-                proposal = replace(
-                    trial.proposal, role=Role.CONFIRM, measure=frozenset(), note=note, keep=False
-                )
-                yield proposal, seed + _FIRST_SEED + block
+                yield _plain(trial.proposal, Role.CONFIRM, note), seed + _FIRST_SEED + block
 
 
 def confirmed(history: History) -> dict[int, tuple[Trial, ...]]:

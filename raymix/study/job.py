@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from raymix.core.errors import MixtureError, StudyError
 from raymix.core.job import Stage, TrainJob
-from raymix.core.mixture import Space
+from raymix.core.mixture import Budget, Space
 from raymix.core.trial import Proposal, Role, Trial
 from raymix.study.plan import Plan
 from raymix.study.record import Record
@@ -15,24 +15,17 @@ from raymix.study.record import Record
 def make_job(plan: Plan, record: Record, trial: Trial) -> TrainJob:
     """The training that `trial` asks for.
 
-    MEASURE trials have no stages: nothing is trained. The test split is only for the base model,
-    FINAL and CONFIRM trials. Raises StudyError when a checkpoint it needs does not exist.
+    MEASURE trials have no stages: nothing is trained, and what is to be measured is told by which
+    stages its start was trained. The test split is only for the base model, FINAL and CONFIRM
+    trials. Raises StudyError when a checkpoint it needs does not exist.
     """
     proposal = trial.proposal
     space = space_of(plan.space, proposal)
-    stages: tuple[Stage, ...] = ()
-    if trial.role is not Role.MEASURE:
-        stages = tuple(
-            replace(
-                stage,
-                pools=proposal.pools or stage.pools,
-                reweighter=proposal.reweighter or stage.reweighter,
-            )
-            for stage in plan.strategy.stages(proposal.mixture, space.budget, proposal.params)
-        )
+    stages = _stages(plan, record, trial, space)
+    trains = trial.role is not Role.MEASURE
     return TrainJob(
         trial=trial.number,
-        stages=stages,
+        stages=stages if trains else (),
         space=space,
         seed=trial.seed,
         model=proposal.model,
@@ -42,7 +35,50 @@ def make_job(plan: Plan, record: Record, trial: Trial) -> TrainJob:
         measure=proposal.measure,
         start=_checkpoint(record, trial, proposal.start),
         keep=proposal.keep,
+        trained=stages if proposal.measure and not trains else (),
+        turn=proposal.turn is not None,
+        branch=_turn(record, trial),
     )
+
+
+def _stages(plan: Plan, record: Record, trial: Trial, space: Space) -> tuple[Stage, ...]:
+    """What the strategy makes of the proposal; in two parts where others branch off, or it does."""
+    proposal = trial.proposal
+    stages = tuple(
+        replace(
+            stage,
+            pools=proposal.pools or stage.pools,
+            reweighter=proposal.reweighter or stage.reweighter,
+        )
+        for stage in plan.strategy.stages(proposal.mixture, space.budget, proposal.params)
+    )
+    trunk = proposal if proposal.branch is None else record.trials[proposal.branch].proposal
+    if trunk.turn is None:
+        return stages
+    if len(stages) > 1:
+        raise StudyError("only trainings of a single stage can have branches (Proposal.turn)")
+    (stage,) = stages
+    early = round(stage.budget.amount * trunk.turn)
+    if not 0 < early < stage.budget.amount:
+        raise StudyError(f"Proposal.turn {trunk.turn} leaves nothing before it or after it")
+    first = replace(stage, mixture=trunk.mixture, budget=Budget(early, stage.budget.unit))
+    rest = Budget(stage.budget.amount - early, stage.budget.unit)
+    return first, replace(stage, budget=rest)
+
+
+def _turn(record: Record, trial: Trial) -> str | None:
+    """Path of the checkpoint at which the trial branches off another."""
+    number = trial.proposal.branch
+    if number is None:
+        return None
+    source = record.trials.get(number)
+    found = source.result.diagnostics.get("turn") if source and source.result else None
+    if found is None:
+        raise StudyError(
+            f"trial {trial.number} branches off trial {number}, which has no checkpoint for that "
+            "(Proposal.turn asks for one)"
+        )
+    return str(found)
 
 
 def space_of(space: Space, proposal: Proposal) -> Space:

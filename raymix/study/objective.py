@@ -173,21 +173,48 @@ class Objective:
         The score is NaN when a loss is missing that `base` has, or is NaN itself. The violation is
         the sum of the guards' excesses.
         """
-        losses = self.losses(metrics)
-        if not losses or not self.losses(base).keys() <= losses.keys():
-            return math.nan, math.inf if self.constraints else 0.0
-        values = np.array(list(losses.values()), dtype=np.float64)
-        if self.aggregate == "mean":
-            score = float(values.mean())
-        elif self.aggregate == "worst":
-            score = float(values.max())
-        else:
-            score = float(np.average(values, weights=[self.weights[name] for name in losses]))
+        score = self.loss(metrics, base)
+        if not self._complete(metrics, base):
+            return score, math.inf if self.constraints else 0.0
         if self.kl_to_prior:
             score += self.kl_to_prior * divergence(mixture, prior)
         enriched, enriched_base = self.enrich(metrics, base), self.enrich(base, base)
         excess = (parse_guard(text).excess(enriched, enriched_base) for text in self.constraints)
         return score, float(sum(excess))
+
+    def _complete(self, metrics: Mapping[str, float], base: Mapping[str, float]) -> bool:
+        """Whether there is a loss, and none is missing that `base` has."""
+        losses = self.losses(metrics)
+        return bool(losses) and self.losses(base).keys() <= losses.keys()
+
+    def loss(self, metrics: Mapping[str, float], base: Mapping[str, float]) -> float:
+        """The aggregate of the eval losses; NaN when one is missing that `base` has, or is NaN."""
+        if not self._complete(metrics, base):
+            return math.nan
+        losses = self.losses(metrics)
+        values = np.array(list(losses.values()), dtype=np.float64)
+        if self.aggregate == "mean":
+            return float(values.mean())
+        if self.aggregate == "worst":
+            return float(values.max())
+        return float(np.average(values, weights=[self.weights[name] for name in losses]))
+
+    def slope(self, metrics: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+        """Derivative of the score by the eval loss of each domain in `metrics`; they sum to 1.
+
+        0 for domains that are left out; NaN for the others where the score is. With "worst" all of
+        it is the worst domain's (the first of several). Guards and `kl_to_prior` are no part of it.
+        """
+        losses, names = self.losses(metrics), domain_losses(metrics)
+        if math.isnan(self.loss(metrics, base)):
+            return {name: math.nan if name in losses else 0.0 for name in names}
+        parts = dict.fromkeys(losses, 1.0)
+        if self.aggregate == "weighted":
+            parts = {name: self.weights[name] for name in losses}
+        elif self.aggregate == "worst":
+            parts = {max(losses, key=losses.__getitem__): 1.0}
+        total = sum(parts.values())
+        return {name: parts.get(name, 0.0) / total for name in names}
 
 
 def divergence(mixture: Mixture, prior: Mixture) -> float:

@@ -24,7 +24,10 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Method:
-    """A searcher in a study: its name there, and how many trials it may ask for in all."""
+    """A searcher in a study: its name there, and how many trials it may ask for in all.
+
+    MEASURE trials do not count, as nothing is trained in them.
+    """
 
     name: str
     searcher: Searcher
@@ -53,7 +56,11 @@ class Confirm:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a study decides with. `baselines`: the user's own, by name."""
+    """Everything a study decides with.
+
+    `baselines`: the user's own, by name. `standard`: uniform and proportional are trained beside
+    them, as every search should be held against; off where nothing is searched.
+    """
 
     space: Space
     strategy: Strategy
@@ -62,6 +69,7 @@ class Plan:
     baselines: Mapping[str, Mixture] = field(default_factory=dict)
     confirm: Confirm = Confirm()
     seed: int = 0
+    standard: bool = True
 
     def __post_init__(self) -> None:
         """Refuse names used twice, a negative seed, mixtures and objectives that do not fit."""
@@ -109,13 +117,14 @@ def generator(seed: int, method: str, number: int) -> np.random.Generator:
 
 
 def baselines(plan: Plan) -> dict[str, Proposal]:
-    """Uniform, proportional and the user's, by name.
+    """Uniform and proportional (unless switched off) and the user's, by name.
 
     Where bounds or epoch caps forbid uniform or proportional, the nearest allowed mixture stands
     in. The same mixture under two names is trained once; its note lists the names.
     """
     space = plan.space
-    plain = {"uniform": space.uniform(), "proportional": space.proportional()}
+    standard = {"uniform": space.uniform(), "proportional": space.proportional()}
+    plain = standard if plan.standard else {}
     wanted = {name: space.project(mixture.array()) for name, mixture in plain.items()}
     for name, mixture in plan.baselines.items():
         wanted[name] = check_allowed(space, mixture, f"baseline '{name}'")
@@ -133,7 +142,10 @@ def baselines(plan: Plan) -> dict[str, Proposal]:
 
 
 def trainings(plan: Plan) -> dict[str, int]:
-    """How many trainings the study asks for, by what they are for (the base needs none)."""
+    """How many trainings the study asks for, by what they are for.
+
+    The base model and MEASURE trials need none, however many there are.
+    """
     fixed, confirm = len(baselines(plan)), plan.confirm
     searched = {method.name: method.num_trials for method in plan.methods}
     confirmed = min(confirm.top_k, sum(searched.values())) + fixed

@@ -17,6 +17,7 @@ from raymix.core.job import Json, Point, Spent, Status, TrainJob, TrainResult
 from raymix.core.trial import History, Idle, Proposal, Role, Trial
 from raymix.study.blind import blind
 from raymix.study.confirm import confirmations, winner
+from raymix.study.foresight import compared, sloped
 from raymix.study.job import make_job, space_of
 from raymix.study.plan import BASE, CONFIRM, Method, Plan, baselines, check_allowed, generator
 from raymix.study.record import costs, differences, replay
@@ -180,14 +181,16 @@ class Study:
     def _search(self) -> Trial | Idle | None:
         """A trial of the method that has asked least and has one to ask; WAIT if any waits."""
         history = self.history
-        counts = {m.name: sum(t.method == m.name for t in history) for m in self.plan.methods}
+        # What only measures trains nothing, so it does not count towards `num_trials`.
+        trained = [t.method for t in history if t.role is not Role.MEASURE]
+        counts = {m.name: trained.count(m.name) for m in self.plan.methods}
         waiting = False
         for method in sorted(self.plan.methods, key=lambda m: counts[m.name]):
             if counts[method.name] >= method.num_trials:
                 continue
             answer = self._propose(method, history)
             if isinstance(answer, Proposal):
-                return self._ask(method.name, answer, self.plan.seed)
+                return self._ask(method.name, answer, self.plan.seed + answer.repeat)
             if answer is Idle.WAIT:
                 if not self._record.pending:
                     raise StudyError(f"method '{method.name}' waits, but no trial is pending")
@@ -288,7 +291,10 @@ class Study:
         return trial
 
     def _whole(self, number: int, result: TrainResult) -> TrainResult:
-        """The result with summary metrics, and with the points of earlier attempts in its curve."""
+        """The result with what only the study knows.
+
+        That is summary metrics, points of earlier attempts, and what became of a forecast.
+        """
         first = min((point.step for point in result.curve), default=None)
         earlier = (
             point
@@ -298,6 +304,10 @@ class Study:
         curve = (*earlier, *(self._enrich(point) for point in result.curve))
         base = result.metrics if number == 0 else self._base_metrics()
         metrics = self.plan.objective.enrich(result.metrics, base)
+        if result.status is not Status.FAILED:
+            result = sloped(self.plan.objective, result, base)
+            proposal = self._record.trials[number].proposal
+            metrics |= compared(self.plan.objective, proposal, metrics, base)
         return dataclasses.replace(result, curve=curve, metrics=metrics)
 
     def _enrich(self, point: Point) -> Point:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 import numpy as np
 
 from raymix.core.codec import decode, encode, from_spec, to_spec
-from raymix.core.job import Point, Spec, Status, TrainResult
+from raymix.core.job import Diagnostic, Point, Spec, Status, TrainResult
 from raymix.core.mixture import Budget, Domain, Mixture, Space
 from raymix.core.trial import History, Idle, Proposal, Role, Searcher, Trial
+from raymix.study.job import space_of
 from raymix.testing.toy import Toy
 
 _TOY = Toy()
@@ -45,10 +46,15 @@ def told(trial: Trial, toy: Toy, status: Status = Status.DONE) -> Trial:
     """The trial with the toy problem's answer (a failed one has none)."""
     if status is Status.FAILED:
         return dataclasses.replace(trial, result=TrainResult(status, {}, error="loss is NaN"))
-    losses = toy.losses(trial.mixture.ordered(toy.names).weights)
+    proposal = trial.proposal
+    amount = proposal.budget.amount if proposal.budget else None
+    losses = toy.losses(trial.mixture.ordered(toy.names).weights, amount)
     metrics = {f"eval/{n}/loss": float(v) for n, v in zip(toy.names, losses, strict=True)}
     curve = (Point(1, 0.5 if status is Status.STOPPED else 1.0, metrics),)
     result = TrainResult(status, metrics, curve, mean_mixture=trial.mixture, checkpoint="toy/0")
+    if Diagnostic.INFLUENCE in proposal.measure:
+        influence = encode(toy.influence(trial.mixture, amount))
+        result = dataclasses.replace(result, diagnostics={Diagnostic.INFLUENCE.value: influence})
     violation = max(0.0, float(losses[-1]) - toy.c[-1] - toy.k[-1] + 0.2)
     return dataclasses.replace(
         trial, result=result, score=float(losses.mean()), violation=violation
@@ -120,9 +126,9 @@ def proposals_are_allowed(searcher: Searcher) -> None:
     for space in (_TOY.space(), _TOY.space(budget=6000, max_epochs=2.0), tight()):
         for trial in run(searcher, space, 14).own:
             assert trial.mixture.names == space.names
-            weights = trial.mixture.array()
-            assert np.all(weights >= np.asarray(space.lower) - _TOLERANCE), trial.mixture
-            assert np.all(weights <= space.ceiling() + _TOLERANCE), trial.mixture
+            weights, within = trial.mixture.array(), space_of(space, trial.proposal)
+            assert np.all(weights >= np.asarray(within.lower) - _TOLERANCE), trial.mixture
+            assert np.all(weights <= within.ceiling() + _TOLERANCE), trial.mixture
 
 
 def pending_trials_count(searcher: Searcher) -> None:

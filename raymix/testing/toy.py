@@ -2,6 +2,7 @@
 
 The losses follow the data mixing law (arXiv:2403.16952): L_i(p) = c_i + k_i exp(-t_i . p), convex
 in the mixture p, with noise that two mixtures trained with one seed share in part, as in reality.
+What a domain's influence estimates is known here without error: it is a derivative of that formula.
 """
 
 from __future__ import annotations
@@ -12,7 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymix.core.job import Drawn, Point, Report, Spent, Stage, Status, TrainJob, TrainResult
+from raymix.core.codec import encode
+from raymix.core.influence import Influence
+from raymix.core.job import (
+    Diagnostic,
+    Drawn,
+    Json,
+    Point,
+    Report,
+    Spent,
+    Status,
+    TrainJob,
+    TrainResult,
+)
 from raymix.core.mixture import Budget, Domain, Mixture, Space
 from raymix.core.simplex import Vector
 
@@ -24,7 +37,8 @@ class Toy:
     `t[i][j]` says how much training on domain j lowers the loss of domain i. The base model has
     the loss c + k. `noise` is the standard deviation of one domain's loss over seeds, `shared` the
     part of its variance that trainings with equal seeds have in common. `steps` points are
-    reported per training.
+    reported per training. `full`: the budget at which p is the mixture's shares; twice the budget
+    then counts as twice the shares. None: only shares matter, whatever the budget.
     """
 
     names: tuple[str, ...] = ("math", "code", "chat")
@@ -36,6 +50,7 @@ class Toy:
     shared: float = 0.75
     steps: int = 4
     test_shift: float = 0.05
+    full: int | None = None
 
     def space(self, budget: int = 1000, max_epochs: float = float("inf")) -> Space:
         """All mixtures of the domains, prior proportional, no bounds."""
@@ -46,9 +61,33 @@ class Toy:
         caps = (max_epochs,) * size
         return Space(domains, Budget(budget), prior, (0.0,) * size, (1.0,) * size, caps)
 
-    def losses(self, weights: Sequence[float] | Vector) -> Vector:
-        """Noise-free losses [K] after a whole training on `weights` [K], in nats per token."""
-        return self._after(np.asarray(weights, dtype=np.float64))
+    def losses(self, weights: Sequence[float] | Vector, amount: int | None = None) -> Vector:
+        """Noise-free losses [K] after `amount` of budget spent on `weights` [K], nats per token.
+
+        `amount` None: `full`.
+        """
+        return self._after(np.asarray(weights, dtype=np.float64) * self._scale(amount))
+
+    def influence(self, mixture: Mixture, amount: int | None = None) -> Influence:
+        """The true influence after a training; "identity" is its hundredfold, "adam" its opposite.
+
+        Derivative of loss i by the logarithm of the count of domain j: -k_i exp(-t_i . p) t_ij p_j.
+        """
+        weights = mixture.ordered(self.names).array()
+        scale = self._scale(amount)
+        t, k = np.array(self.t), np.array(self.k)
+        exact = -(k * np.exp(-t @ weights * scale))[:, None] * t * scale
+
+        def rows(matrix: Vector) -> tuple[tuple[float, ...], ...]:
+            return tuple(tuple(row) for row in matrix.tolist())
+
+        counts = weights * (amount or self.full or sum(self.sizes))
+        return Influence(
+            domains=self.names,
+            shares=tuple(weights.tolist()),
+            epochs=tuple((counts / np.array(self.sizes)).tolist()),
+            estimates={"ekfac": rows(exact), "identity": rows(100 * exact), "adam": rows(-exact)},
+        )
 
     def mean_loss(self, mixture: Mixture) -> float:
         """What the default objective minimises, without noise."""
@@ -74,17 +113,23 @@ class Toy:
         """Train each job (a formula), reporting its points; honours a request to stop."""
         return [self._train(job, report) for job in jobs]
 
+    def _scale(self, amount: int | None) -> float:
+        return 1.0 if amount is None or self.full is None else amount / self.full
+
     def _after(self, exposure: Vector) -> Vector:
         found: Vector = np.array(self.c) + np.array(self.k) * np.exp(-np.array(self.t) @ exposure)
         return found
 
     def _train(self, job: TrainJob, report: Report) -> TrainResult:
-        if not job.stages:
-            return TrainResult(Status.DONE, self._metrics(job, np.zeros(len(self.names)), 1.0))
+        stages = job.stages or job.trained
         full = np.zeros(len(self.names))
-        total = sum(stage.budget.amount for stage in job.stages)
-        for stage in job.stages:
-            full += self._share(stage, total)
+        total = sum(stage.budget.amount for stage in stages)
+        for stage in stages:
+            full += stage.mixture.ordered(self.names).array() * stage.budget.amount / total
+        found = self._diagnostics(job, full, total)
+        full *= self._scale(total)
+        if not job.stages:
+            return TrainResult(Status.DONE, self._metrics(job, full, 1.0), diagnostics=found)
         curve = []
         status = Status.DONE
         for step in range(1, self.steps + 1):
@@ -100,15 +145,18 @@ class Toy:
             status,
             done.metrics,
             tuple(curve),
-            realised=self._realised(full, rows),
+            realised=self._realised(full / full.sum(), rows),
             mean_mixture=Mixture.normalised(self.names, full),
+            diagnostics=found,
             checkpoint=f"toy/trial-{job.trial}",
             spent=Spent(done.step, rows, 10 * rows, 5 * rows, seconds=0.001 * rows),
         )
 
-    def _share(self, stage: Stage, total: int) -> Vector:
-        share: Vector = stage.mixture.ordered(self.names).array() * stage.budget.amount / total
-        return share
+    def _diagnostics(self, job: TrainJob, weights: Vector, total: int) -> dict[str, Json]:
+        if Diagnostic.INFLUENCE not in job.measure:
+            return {}
+        mixture = Mixture.normalised(self.names, weights)
+        return {Diagnostic.INFLUENCE.value: encode(self.influence(mixture, total))}
 
     def _realised(self, weights: Vector, rows: int) -> tuple[Drawn, ...]:
         found = []
@@ -120,7 +168,7 @@ class Toy:
 
     def _metrics(self, job: TrainJob, exposure: Vector, progress: float) -> dict[str, float]:
         clean = self._after(exposure * progress)
-        values = clean + (self._noise(job.seed, exposure) if job.stages else 0.0)
+        values = clean + (self._noise(job.seed, exposure) if exposure.any() else 0.0)
         found = {f"eval/{n}/loss": float(v) for n, v in zip(self.names, values, strict=True)}
         if job.test and progress == 1.0:
             shifted = zip(self.names, values + self.test_shift, strict=True)

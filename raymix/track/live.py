@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from raymix.core.influence import PROGRESS
 from raymix.core.job import Point, Status
 from raymix.core.trial import RANKED, Trial
 
@@ -138,7 +139,9 @@ class LiveTable:
             if point is None:
                 return "starting", "", {}, _NONE, "cyan"
             step = f"{point.step} ({point.progress:.0%})"
-            return "running", step, point.metrics, point.metrics.get("eval/mean", _NONE), "cyan"
+            measured = point.metrics.get(PROGRESS)
+            state = "running" if measured is None else f"influence {measured:.0%}"
+            return state, step, point.metrics, point.metrics.get("eval/mean", _NONE), "cyan"
         steps = str(result.spent.steps)
         if best is not None and trial.number == best.number:
             return "best", steps, result.metrics, trial.score, "bold green"

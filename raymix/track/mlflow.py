@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from raymix.core.codec import encode
+from raymix.core.codec import decode, encode
 from raymix.core.errors import ConfigError
-from raymix.core.job import Point, Spent, Status, TrainResult
+from raymix.core.influence import PROGRESS, Influence, centred, consistency
+from raymix.core.job import Diagnostic, Point, Spent, Status, TrainResult
 from raymix.core.trial import RANKED, Role, Trial
 from raymix.track.null import About, Ending
 from raymix.track.outbox import Batch, Outbox, UnreachableError
@@ -235,7 +237,12 @@ class MlflowTracker:
             tags.append(RunTag("error", result.error[:_LONGEST]))
         ending = "FAILED" if result.status is Status.FAILED else "FINISHED"
 
+        influence = result.diagnostics.get(Diagnostic.INFLUENCE)
+
         def end() -> None:
+            if influence is not None:
+                run = self._runs[trial.number]
+                self._client.log_dict(run, influence, "influence.json")
             self._client.log_batch(self._runs[trial.number], tags=tags)
             self._client.set_terminated(self._runs[trial.number], ending)
             self._open_trials.discard(trial.number)
@@ -291,7 +298,7 @@ def _metrics(values: Mapping[str, float], step: int) -> tuple[Metric, ...]:
     return tuple(
         Metric(name, float(value), now, step)
         for name, value in values.items()
-        if math.isfinite(value)
+        if math.isfinite(value) and name != PROGRESS
     )
 
 
@@ -306,7 +313,27 @@ def _last(trial: Trial) -> tuple[Metric, ...]:
     step = result.spent.steps
     told = result.curve[-1].metrics if result.curve and result.curve[-1].step == step else {}
     rest = {name: value for name, value in result.metrics.items() if name not in told}
-    return _metrics({**rest, **realised, **cost, **score}, step)
+    return _metrics({**rest, **realised, **_influence(trial), **cost, **score}, step)
+
+
+def _influence(trial: Trial) -> dict[str, float]:
+    """Influence on the objective by estimator and domain, and how it agrees with itself.
+
+    Derivatives by beta (core.influence), centred as under a fixed total; nats per token.
+    """
+    if trial.result is None or Diagnostic.INFLUENCE not in trial.result.diagnostics:
+        return {}
+    found = decode(Influence, trial.result.diagnostics[Diagnostic.INFLUENCE])
+    mixture = trial.mixture.ordered(found.domains)
+    values = {
+        f"influence/{name}/{domain}": float(value)
+        for name in found.estimates
+        for domain, value in zip(
+            found.domains, centred(found.aggregate(found.effect(name)), mixture), strict=True
+        )
+    }
+    agreed = asdict(consistency(found, mixture))
+    return {**values, **{f"influence/trust/{name}": value for name, value in agreed.items()}}
 
 
 def _flat(config: object, where: str = "") -> dict[str, str]:

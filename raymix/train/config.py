@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from raymix.core.influence import Thresholds
 
 
 class Training(BaseModel):
@@ -74,6 +76,32 @@ class Training(BaseModel):
         return value
 
 
+class InfluenceSettings(BaseModel):
+    """How the influence of domains is measured on a trained model.
+
+    `layers`: "all" linear layers but embedding and head; "low-variance", the `layer_share` of them
+    with the least relative variance of curvature eigenvalues (IDEAL's choice); or patterns of names
+    such as "*.mlp.*". `fisher` "true" draws labels from the model, "empirical" takes the data's.
+    `damping` is relative to each layer's mean eigenvalue. `train_rows`: gradients are taken of at
+    most so many rows of a domain. `batch_size` None: `training.per_device_eval_batch_size`.
+    `max_memory_gb` bounds curvature factors on one worker, in layer groups; None: half of the
+    memory that is free. `exact`: solve with the whole curvature too (conjugate gradients; small
+    models only). `trust`: see `core.influence.Thresholds`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    layers: str | tuple[str, ...] = "all"
+    layer_share: float = Field(0.5, gt=0, le=1)
+    fisher: Literal["true", "empirical"] = "true"
+    damping: float = Field(0.1, gt=0)
+    train_rows: int = Field(512, ge=2)
+    batch_size: int | None = Field(None, ge=1)
+    max_memory_gb: float | None = Field(None, gt=0)
+    exact: bool = False
+    trust: Thresholds = Thresholds()
+
+
 @dataclass(frozen=True)
 class Setup:
     """What every training of a study shares; sent to each worker once, as JSON.
@@ -89,5 +117,6 @@ class Setup:
     stores: Mapping[str, Mapping[str, str]]
     output_dir: str
     trust_remote_code: bool = False
+    influence: InfluenceSettings = field(default_factory=InfluenceSettings)
     tokenizer: str | None = None
     chat_template: str | None = None

@@ -20,7 +20,7 @@ class Course:
     """A job's steps so far.
 
     `shares` [K] sums the mixtures, `begun` has the steps before each stage that was entered,
-    `drawn` has the ended stages.
+    `drawn` has the ended stages. `inherited` is the part of `spent` that another job has paid.
     """
 
     shares: Vector
@@ -30,6 +30,7 @@ class Course:
     curve: list[Point] = field(default_factory=list)
     drawn: list[tuple[Drawn, ...]] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
+    inherited: Spent = field(default_factory=Spent)
     checkpoint: str | None = None
 
     def count(self, items: Sequence[Item], mixture: Mixture) -> None:
@@ -42,6 +43,21 @@ class Course:
             rows=self.spent.rows + sum(len(item.rows) for item in items),
             tokens=self.spent.tokens + sum(item.tokens for item in items),
             loss_tokens=self.spent.loss_tokens + sum(item.loss_tokens for item in items),
+        )
+
+    def branch(self) -> None:
+        """Go on with what another job has done: its steps count, but not its cost."""
+        self.inherited, self.checkpoint = self.spent, None
+
+    def own(self, seconds: float) -> Spent:
+        """What this job has spent itself in its `seconds`, all deliveries together."""
+        shared = self.inherited
+        return Spent(
+            steps=self.spent.steps - shared.steps,
+            rows=self.spent.rows - shared.rows,
+            tokens=self.spent.tokens - shared.tokens,
+            loss_tokens=self.spent.loss_tokens - shared.loss_tokens,
+            seconds=seconds - shared.seconds,
         )
 
     def mean_mixture(self, names: tuple[str, ...]) -> Mixture | None:
@@ -58,6 +74,7 @@ class Course:
             "curve": [encode(point) for point in self.curve],
             "drawn": [[encode(drawn) for drawn in stage] for stage in self.drawn],
             "spent": encode(replace(self.spent, seconds=seconds)),
+            "inherited": encode(self.inherited),
         }
 
     @classmethod
@@ -71,6 +88,7 @@ class Course:
             curve=[decode(Point, point) for point in state["curve"]],
             drawn=[tuple(decode(Drawn, d) for d in stage) for stage in state["drawn"]],
             spent=decode(Spent, state["spent"]),
+            inherited=decode(Spent, state["inherited"]),
         )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
-from raymix.core.job import Json, Point, Status, TrainJob, TrainResult
+from raymix.core.job import Diagnostic, Json, Point, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
@@ -25,14 +26,17 @@ from raymix.data.stream import earlier
 from raymix.train import checkpoint
 from raymix.train.config import Setup
 from raymix.train.course import Course, expected_steps, joined
+from raymix.train.diagnose import influence, silent, told
 from raymix.train.evaluate import HeldOut, evaluate
+from raymix.train.identity import identity, previous, turning
 from raymix.train.measure import Window, loss_tokens, means, micro, passes
 from raymix.train.model import Model
-from raymix.train.optim import adamw, clip, moments, rate, set_moments
+from raymix.train.optim import adamw, clip, moments, recall, set_moments
 from raymix.train.pretrained import Shelf, save, shelf, start_from
 from raymix.train.rng import random_state, restore_random_state
 from raymix.train.shard import fill, together, whole
 from raymix.train.steer import Steering
+from raymix.train.timetable import Timetable
 
 Report = Callable[[Point], bool]
 
@@ -78,10 +82,11 @@ class Run:
         self.batches: list[Batches] = []
         self.shelf: Shelf | None = None
         self.lr = 0.0
+        self.diagnostics: dict[str, Json] = {}
         self._norms: list[Tensor] = []
         self._pace = _GPU if self.world.device.type == "cuda" else _CPU
         self.folder = Path(kit.setup.output_dir) / "checkpoints" / f"trial-{job.trial}"
-        self.fingerprint = _identity(job, kit.setup)
+        self.fingerprint = identity(job, kit.setup)
 
     def run(self) -> TrainResult:
         """Train, evaluate, save; the same result on every rank."""
@@ -90,9 +95,11 @@ class Run:
             if not self._stage(number, saved):
                 return self.result(Status.STOPPED)
             saved = None
-        if self.job.stages and (self.training.save_steps or self.job.keep):
+        if self.job.stages and (self.training.save_steps or self.job.keep or self.job.measure):
             self._save()
         self._report(1.0, evaluate(self.model, self.kit.held), final=True)
+        if Diagnostic.INFLUENCE in self.job.measure:
+            self._influence()
         if self.shelf is not None:
             save(self.model, self.shelf)
         return self.result(Status.DONE)
@@ -107,9 +114,12 @@ class Run:
             start_from(self.model, Path(job.start))
         set_seed((job.seed + self.world.rank) % 2**32)
         self.optimizer = adamw(self.model.parameters, self.training)
+        if job.trained and job.start is not None:
+            recall(self.optimizer, self.model.parameters, Path(job.start), self.world)
         self.model.module.train()
         self.batches = self._plan()
-        self.steps = [expected_steps(batches) for batches in self.batches]
+        steps = [expected_steps(batches) for batches in self.batches]
+        self.timetable = Timetable(self.training, job.stages, steps)
         return self._resume()
 
     def _plan(self) -> list[Batches]:
@@ -133,7 +143,7 @@ class Run:
             batches.sampler.follow(earlier(job.stages, course.drawn, len(job.space.names)))
         steering = Steering(stage.reweighter, job.space, self.world, course.begun[number])
         if saved is None:
-            _move(batches, steering.start(job.space, self.steps[number], job.seed))
+            _move(batches, steering.start(job.space, self.timetable.steps[number], job.seed))
         else:
             batches.restore(saved["batches"])
             steering.restore(saved["steering"])
@@ -144,7 +154,8 @@ class Run:
         course, batches = self.course, self.batches[number]
         steering = self._enter(number, saved)
         while True:
-            lr, mixture = self._rate(number), batches.mixture
+            lr = self.timetable.lr(number, batches.progress, course)
+            mixture = batches.mixture
             items = batches.next_step()
             if not items:
                 break
@@ -152,7 +163,7 @@ class Run:
             self._step(items, steering)
             course.count(items, steering.loss_weights or mixture)
             self._watch()
-            progress = self._progress(number)
+            progress = self.timetable.progress(number, batches.progress)
             # The end of the job has its own report and its own checkpoint.
             reports = progress < 1.0 and _every(self.training.eval_steps, course.step)
             saves = progress < 1.0 and _every(self.training.save_steps, course.step)
@@ -170,6 +181,9 @@ class Run:
             return False
         course.drawn.append(batches.realised())
         course.stage += 1
+        if self.job.turn and course.stage == 1:
+            self._save(folder=self.folder / "turn")
+            self.diagnostics["turn"] = course.checkpoint
         return True
 
     def _boundary(self, number: int, steering: Steering) -> bool:
@@ -178,29 +192,12 @@ class Run:
         told = bool(course.curve) and course.curve[-1].step == course.step
         if told or number == len(self.job.stages) - 1:
             return True
-        ended = sum(self.steps[: number + 1]) / sum(self.steps)
+        ended = self.timetable.progress(number, 1.0)
         if self._report(ended, evaluate(self.model, self.kit.held)):
             return True
         if self.training.save_steps:
             self._save(batches, steering)
         return False
-
-    def _rate(self, number: int) -> float:
-        """The learning rate of the step that comes next."""
-        stages = self.job.stages
-        starts = [0, *(i for i in range(1, len(stages)) if stages[i].restart), len(stages)]
-        first = max(i for i in starts if i <= number)
-        steps = self.steps[first : min(i for i in starts if i > number)]
-        done = sum(self.steps[first:number]) + self.batches[number].progress * self.steps[number]
-        since = self.course.step - self.course.begun[first]
-        factor = rate(self.training, done / sum(steps), since, sum(steps))
-        own = stages[number].learning_rate
-        return factor * (self.training.learning_rate if own is None else own)
-
-    def _progress(self, number: int) -> float:
-        """Share of the job's budget spent, 0 to 1; stages count by their expected steps."""
-        done = sum(self.steps[:number]) + self.batches[number].progress * self.steps[number]
-        return done / sum(self.steps)
 
     def _step(self, items: list[Item], steering: Steering) -> None:
         """One optimizer step on `items`, which are those of all ranks.
@@ -283,12 +280,38 @@ class Run:
             metrics |= _present("test/{}/loss", names, evaluate(self.model, self.kit.test))
         return metrics
 
-    def _save(self, batches: Batches | None = None, steering: Steering | None = None) -> None:
+    def _influence(self) -> None:
+        """Measure the domains' influence on the model as it is; a collective call."""
+        kit, job = self.kit, self.job
+        shelf = self.folder / f"influence-{fingerprint(self.fingerprint, encode(kit.setup))}"
+        found = influence(
+            job,
+            job.stages or job.trained,
+            kit.setup,
+            self.model,
+            self.optimizer,
+            kit.train,
+            kit.held,
+            shelf,
+            told(self.report, self.course.curve[-1]) if self.world.first else silent,
+        )
+        self.diagnostics[Diagnostic.INFLUENCE.value] = encode(found)
+        if self.world.first:
+            rmtree(shelf, ignore_errors=True)
+
+    def _save(
+        self,
+        batches: Batches | None = None,
+        steering: Steering | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Write a checkpoint, between two steps; a collective call."""
         self._watch(now=True)
-        world = self.world
+        world, folder = self.world, folder or self.folder
         state = {
             "job": self.fingerprint,
+            "turn": turning(self.job, self.kit.setup),
+            "diagnostics": self.diagnostics,
             "course": self.course.state(self._seconds()),
             "window": self.window.state(world),
             "lr": self.lr,
@@ -302,14 +325,14 @@ class Run:
         }
         with together(world):
             if world.first:
-                checkpoint.write(self.folder, self.course.step, state, tensors)
-        self.course.checkpoint = str(checkpoint.place(self.folder, self.course.step))
+                checkpoint.write(folder, self.course.step, state, tensors)
+        self.course.checkpoint = str(checkpoint.place(folder, self.course.step))
 
     def _resume(self) -> Json | None:
         """Take up the newest whole checkpoint of this very job; None: there is none."""
         world, saved, weights, slots = self.world, None, {}, {}
         with together(world):
-            found = checkpoint.newest(self.folder, self.fingerprint) if world.first else None
+            found = previous(self.folder, self.job, self.kit.setup) if world.first else None
             if found is not None:
                 folder, saved = found
                 weights = checkpoint.tensors(folder, "model")
@@ -322,7 +345,11 @@ class Run:
         names = world.told(sorted(slots))
         set_moments(self.optimizer, self.model.parameters, slots, names, world)
         self.course = Course.restored(saved["course"])
-        self.course.checkpoint = str(checkpoint.place(self.folder, self.course.step))
+        if saved["job"] == self.fingerprint:
+            self.course.checkpoint = str(checkpoint.place(self.folder, self.course.step))
+            self.diagnostics = saved["diagnostics"]
+        else:
+            self.course.branch()
         self.window.restore(saved["window"], world)
         self.lr = saved["lr"]
         if len(saved["random"]) == world.size:
@@ -335,7 +362,7 @@ class Run:
 
     def result(self, status: Status, error: str = "") -> TrainResult:
         """What the job has found so far."""
-        course, seconds = self.course, self._seconds()
+        course, spent = self.course, self.course.own(self._seconds())
         gpus = self.world.size if self.world.device.type == "cuda" else 0
         units = [stage.budget.unit for stage in self.job.stages]
         drawn = [*course.drawn, *(b.realised() for b in self.batches[course.stage :][:1])]
@@ -345,8 +372,9 @@ class Run:
             curve=tuple(course.curve),
             realised=joined(drawn, units) if drawn else (),
             mean_mixture=course.mean_mixture(self.job.space.names),
+            diagnostics=self.diagnostics,
             checkpoint=course.checkpoint,
-            spent=replace(course.spent, seconds=seconds, gpu_seconds=gpus * seconds),
+            spent=replace(spent, gpu_seconds=gpus * spent.seconds),
             error=error,
         )
 
@@ -364,24 +392,3 @@ def _present(name: str, domains: Sequence[str], values: Vector) -> dict[str, flo
     """Metrics of the domains that have a value."""
     pairs = zip(domains, values.tolist(), strict=True)
     return {name.format(domain): value for domain, value in pairs if not math.isnan(value)}
-
-
-def _identity(job: TrainJob, setup: Setup) -> str:
-    """Fingerprint of what a checkpoint must have been made by, to be gone on from.
-
-    How the work is cut up and how often it is saved may differ between two deliveries.
-    """
-    what = setup.training.model_dump(mode="json", exclude=_HOW)
-    stores = {domain: dict(paths) for domain, paths in setup.stores.items()}
-    return fingerprint(encode(replace(job, attempt=0)), setup.models[job.model], stores, what)
-
-
-_HOW = {
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "torch_compile",
-    "attn_implementation",
-    "save_steps",
-}

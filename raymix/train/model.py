@@ -26,7 +26,8 @@ class Model:
         self, path: str, module: nn.Module, world: World, *, bf16: bool, dtype: torch.dtype
     ) -> None:
         self.path, self.module, self.world, self.dtype = path, module, world, dtype
-        self.vocabulary = int(core(module).get_input_embeddings().num_embeddings)
+        self.embedding: nn.Module = core(module).get_input_embeddings()
+        self.vocabulary = int(self.embedding.num_embeddings)
         self._bf16 = bf16
         self._head = _Head()
         head = core(module).get_output_embeddings()
@@ -56,12 +57,25 @@ class Model:
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
             fill(parameter, start, self.world)
 
+    def moved(self) -> float:
+        """Norm of what training has changed over the norm of the pretrained weights; collective.
+
+        Adapters are not counted: what they start from is arbitrary.
+        """
+        parts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        for live, base in zip(self._live, self._base, strict=True):
+            before = base.to(live.device)
+            parts[0] += (live - before).double().square().sum()
+            parts[1] += before.double().square().sum()
+        change, whole = self.world.summed(parts).tolist()
+        return float(math.sqrt(change / whole)) if whole else 0.0
+
     def losses(self, micro: Micro) -> Tensor:
         """Loss of each loss-bearing token of `micro` [N], nats, fp32."""
-        logits = self._logits(micro.input_ids, micro.position_ids, micro.index)
+        logits = self.logits(micro.input_ids, micro.position_ids, micro.index)
         return cross_entropy(logits.float(), micro.targets, reduction="none")
 
-    def _logits(self, ids: Tensor, positions: Tensor | None, index: Tensor) -> Tensor:
+    def logits(self, ids: Tensor, positions: Tensor | None, index: Tensor) -> Tensor:
         """Logits [N, V] at the places `index` of the flattened [P * T] tokens."""
         if self._selects:
             self._head.index = index

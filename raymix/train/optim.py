@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from raymix.train import checkpoint
 from raymix.train.config import Training
-from raymix.train.shard import World, fill, local, whole
+from raymix.train.shard import World, fill, local, together, whole
 
 
 def adamw(parameters: Mapping[str, Tensor], training: Training) -> AdamW:
@@ -107,3 +109,12 @@ def set_moments(
         )
         fill(target, saved.get(entry), world)
         optimizer.state[parameter][key] = target
+
+
+def recall(optimizer: AdamW, parameters: Mapping[str, Tensor], start: Path, world: World) -> None:
+    """Give `optimizer` the state in the checkpoint `start`, if it is one; a collective call."""
+    saved: dict[str, Tensor] = {}
+    with together(world):
+        if world.first and checkpoint.is_checkpoint(start):
+            saved = checkpoint.tensors(start, "optimizer")
+    set_moments(optimizer, parameters, saved, world.told(sorted(saved)), world)

@@ -44,7 +44,7 @@ def load(path: str, training: Training, world: World, *, lora: bool, trust: bool
             source = _pretrained(path, attention, trust) if world.first else None
         dtype = _stored_dtype(config)
         if world.size == 1 and source is not None:
-            module = _adapted(source, training) if lora else source
+            module = adapted(source, training) if lora else source
             module.to(world.device)
         else:
             with init_empty_weights(include_buffers=False):
@@ -54,7 +54,7 @@ def load(path: str, training: Training, world: World, *, lora: bool, trust: bool
                     attn_implementation=attention,
                     trust_remote_code=trust,
                 )
-                module = _adapted(module, training) if lora else module
+                module = adapted(module, training) if lora else module
     inner = core(module)
     inner.tie_weights()  # meta-device loading takes tied weights apart
     inner.config.use_cache = False
@@ -118,7 +118,7 @@ def _pretrained(path: str, attention: str | None, trust: bool) -> Any:
         raise TrainingError(f"cannot load model '{path}': {error}") from error
 
 
-def _adapted(module: Any, training: Training) -> Any:
+def adapted(module: Any, training: Training) -> Any:
     """`module` with frozen weights and LoRA adapters beside its linear layers."""
     targets = training.lora_target_modules
     config = LoraConfig(

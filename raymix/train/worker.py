@@ -66,18 +66,20 @@ class Worker:
         """What `job` is run with; jobs of one shape share it."""
         _refuse(job)
         lora = self.setup.training.use_peft or any(
-            stage.trainable is Trainable.LORA for stage in job.stages
+            stage.trainable is Trainable.LORA for stage in (*job.stages, *job.trained)
         )
-        shape = (job.model, lora, job.space.names, bool(job.stages), job.test)
+        trains = bool(job.stages or job.measure)
+        shape = (job.model, lora, job.space.names, trains, job.test)
         if shape not in self._kits:
             self._kits[shape] = self._assemble(job, lora)
         return self._kits[shape]
 
     def _assemble(self, job: TrainJob, lora: bool) -> Kit:
+        names = job.space.names
         with together(self.world):
-            train = self._open(job.space.names, "train") if job.stages else ()
-            held = self._held_out(job.space.names, "eval", self.setup.training.eval_rows)
-            test = self._held_out(job.space.names, "test", None) if job.test else None
+            train = self._open(names, "train") if job.stages or job.measure else ()
+            held = self._held_out(names, "eval", self.setup.training.eval_rows)
+            test = self._held_out(names, "test", None) if job.test else None
             if job.model not in self.setup.models:
                 known = ", ".join(self.setup.models)
                 raise TrainingError(f"unknown model '{job.model}'; known: {known}")
@@ -120,8 +122,11 @@ def _refuse(job: TrainJob) -> None:
             raise TrainingError("soft prompts (stage.prompt) are not supported yet")
     if len({stage.trainable for stage in job.stages}) > 1:
         raise TrainingError("all stages of a job must move the same weights")
-    if job.measure:
-        raise TrainingError(f"diagnostic '{min(job.measure)}' is not supported yet")
+    if job.measure and not (job.stages or (job.trained and job.start)):
+        raise TrainingError(
+            f"diagnostic '{min(job.measure)}' is of a trained model, but this job neither trains "
+            "nor starts from a checkpoint"
+        )
     if job.reference is not None:
         raise TrainingError("a reference model (job.reference) is not supported yet")
 

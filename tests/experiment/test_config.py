@@ -5,11 +5,14 @@ import re
 
 import pytest
 
+from raymix.core.codec import decode, encode
 from raymix.core.errors import ConfigError, MixtureError, RaymixError
+from raymix.core.influence import Thresholds
 from raymix.core.mixture import Domain, Unit
-from raymix.experiment.build import plan, prepare, space
+from raymix.experiment.build import identity, plan, prepare, setup, space
 from raymix.experiment.config import Experiment
 from raymix.experiment.load import apply, dump, load, to_yaml
+from raymix.train.config import Setup
 
 
 def test_yaml_and_python_are_the_same_experiment(plain, written):
@@ -50,6 +53,15 @@ def test_overrides_set_one_key(written):
         ("datasets.1.domain=a/b", "domain 'a/b' must be made of letters"),
         ("datasets.1.pth=x", "unknown key 'datasets.1.pth'; did you mean 'path'"),
         ("cluster.num_workers=0", "cluster.num_workers"),
+        ("influence.dampng=1", "unknown key 'influence.dampng'; did you mean 'damping'"),
+        ("influence.damping=0", "influence.damping"),
+        ("influence.fisher=best", "influence.fisher"),
+        ("influence.layers=[]", "influence.layers: must be all, low-variance or patterns"),
+        ("influence.trust={dampin: .9}", "unknown key 'influence.trust.dampin'; did you mean"),
+        ("influence.trust.damping=1.5", "influence.trust.damping: must be between -1 and 1"),
+        ("influence.trust.halves=.nan", "influence.trust.halves"),
+        ("influence.trust.epochs=-1", "influence.trust.epochs: must be between 0 and inf"),
+        ("influence.trust.dot=x", "influence.trust.dot"),
         ("study.seed=-1", "study.seed"),
     ],
 )
@@ -83,6 +95,28 @@ def test_warmup_ratio_is_understood_with_a_warning(written):
     with pytest.warns(FutureWarning, match="warmup_steps"):
         experiment = load(written, ["training.warmup_ratio=0.1"])
     assert experiment.training.warmup_steps == 0.1
+
+
+def test_influence_is_described_and_reaches_the_workers(written, plain):
+    settings = ["influence.layers=*.mlp.*", "influence.trust.damping=0.5", "influence.damping=.2"]
+    experiment = load(written, settings)
+    assert experiment.influence.layers == "*.mlp.*"
+    assert experiment.influence.trust == Thresholds(damping=0.5)
+    assert Experiment.model_validate(dump(experiment)) == experiment
+    prepared = prepare(experiment)
+    sent = decode(Setup, encode(setup(experiment, prepared)))
+    assert sent.influence == experiment.influence
+
+
+def test_a_study_depends_on_how_influence_is_measured_but_not_on_how_it_is_judged(written):
+    experiment = load(written)
+    prepared = prepare(experiment)
+    plain = identity(experiment, prepared)
+    assert "influence" not in plain, "studies begun before there was influence go on"
+    judged = ["influence.trust.dot=.1", "influence.batch_size=2", "influence.max_memory_gb=3"]
+    assert identity(load(written, judged), prepared) == plain
+    other = identity(load(written, ["influence.damping=1"]), prepared)
+    assert other == {**plain, "influence": {"damping": 1.0}}
 
 
 @pytest.mark.parametrize(

@@ -220,3 +220,60 @@ def test_kl_needs_a_prior_everywhere():
 def test_objectives_without_meaning_are_refused(fields):
     with pytest.raises(ConfigError, match=r"objective\."):
         Objective(**fields)
+
+
+# ---- slope ----
+
+LOSSES = st.floats(0.1, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (Objective(), (1 / 3, 1 / 3, 1 / 3)),
+        (Objective("worst"), (1, 0, 0)),
+        (Objective("weighted", {"math": 1, "code": 1, "chat": 2}), (0.25, 0.25, 0.5)),
+        (Objective("mean", {"math": 0}), (0, 0.5, 0.5)),
+        (Objective("worst", {"math": 0}), (0, 0, 1)),
+        (Objective("weighted", {"math": 0, "code": 3, "chat": 1}), (0, 0.75, 0.25)),
+        (Objective(kl_to_prior=9.0), (1 / 3, 1 / 3, 1 / 3)),
+    ],
+)
+def test_slope_by_hand(objective, expected):
+    found = objective.slope(metrics(1.8, 0.6, 1.2), BASE)
+    assert found == pytest.approx(dict(zip(NAMES, expected, strict=True)))
+
+
+@given(st.tuples(LOSSES, LOSSES, LOSSES), st.sampled_from(("mean", "worst", "weighted")))
+def test_slope_is_the_derivative_of_the_score(losses, aggregate):
+    objective = Objective(aggregate, {"math": 1, "code": 2, "chat": 0.5})
+    slope = objective.slope(metrics(*losses), BASE)
+    ordered = sorted(losses)
+    if ordered[2] - ordered[1] < 1e-3:  # at a tie the worst loss has no derivative
+        return
+    for i, name in enumerate(NAMES):
+        up, down = (
+            metrics(*(loss + sign * 1e-6 * (j == i) for j, loss in enumerate(losses)))
+            for sign in (1, -1)
+        )
+        change = (score(objective, up)[0] - score(objective, down)[0]) / 2e-6
+        assert slope[name] == pytest.approx(change, abs=1e-6)
+
+
+def test_of_several_worst_losses_the_first_has_the_slope():
+    found = Objective("worst").slope(metrics(1.0, 1.0, 1.0), BASE)
+    assert list(found.values()) == [1, 0, 0]
+
+
+def test_slope_is_not_a_number_where_the_score_is_none():
+    objective = Objective(weights={"math": 0})
+    for found in ({"eval/math/loss": 1.0, "eval/code/loss": 1.0}, metrics(1.0, math.nan, 1.0)):
+        slope = objective.slope(found, BASE)
+        assert slope["math"] == 0.0
+        assert math.isnan(slope["code"])
+
+
+def test_metrics_of_influence_are_no_losses():
+    more = {**BASE, "influence/math/predicted": -9.0, "influence/predicted": -9.0}
+    assert domain_losses(more) == domain_losses(BASE)
+    assert score(Objective(), more) == score(Objective(), BASE)

@@ -1,9 +1,11 @@
 """The live table on a pretended terminal, and its plain lines where there is none."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
+from raymix.core.job import Point
 from raymix.search.dirichlet import Dirichlet
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
@@ -79,6 +81,27 @@ def test_time_left_follows_the_pace_after_the_first_trial(tmp_path):
     assert not table.seconds_left() > 0
     run(tmp_path, table, Slow())
     assert table.seconds_left() == 50.0
+
+
+def test_a_trial_whose_influence_is_measured_says_so(tmp_path):
+    table = LiveTable(5, Console(file=io.StringIO(), width=160))
+    shown = []
+
+    class Measuring:
+        def run(self, jobs, report):
+            results = TOY.run(jobs, report)
+            (result,), (job,) = results, jobs
+            last = result.curve[-1] if result.curve else Point(0, 1.0, result.metrics)
+            report(job.trial, replace(last, metrics={**last.metrics, "influence/progress": 0.4}))
+            show = Console(file=io.StringIO(), width=160)
+            show.print(table.table())
+            shown.append(show.file.getvalue())
+            return results
+
+    run(tmp_path, table, Measuring())
+    row = next(line for line in shown[-1].splitlines() if "influence 40%" in line)
+    assert "4 (100%)" in row
+    assert "running" not in shown[-1]
 
 
 def test_clock_time():

@@ -7,10 +7,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from raymix.core.codec import decode
 from raymix.core.errors import ConfigError
-from raymix.core.job import Status, TrainResult
+from raymix.core.influence import Influence, centred
+from raymix.core.job import Point, Status, TrainResult
 from raymix.core.trial import Idle
 from raymix.search.dirichlet import Dirichlet
+from raymix.search.ideal import Ideal
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
 from raymix.study.plan import Confirm, Method, Plan
@@ -172,6 +175,41 @@ def test_a_failed_trial_is_a_failed_run_with_its_error(uri, tmp_path):
     _, parents, children = runs(uri, "three")
     assert [run.info.status for run in [*parents, *children]] == ["FAILED", "FINISHED", "FAILED"]
     assert children[1].data.tags["error"] == "loss is NaN at step 3"
+
+
+def test_an_influence_is_an_artifact_with_metrics_by_domain(uri, tmp_path):
+    tracker = MlflowTracker(uri)
+    methods = (Method("ideal", Ideal(rounds=1), 5),)
+    plan = Plan(TOY.space(), MultiTask(), Objective(), methods, confirm=Confirm(0, 0))
+    study = Study(tmp_path, plan, {}, listeners=[tracker])
+    tracker.study_started(about("influence"))
+
+    class Measuring:
+        def run(self, jobs, report):
+            results = TOY.run(jobs, report)
+            report(jobs[0].trial, Point(9, 1.0, {"influence/progress": 0.5}))
+            return results
+
+    run_serial(study, Measuring())
+    tracker.study_ended(Ending.FINISHED)
+    client, _, children = runs(uri, "influence")
+    measured, step = study.history.trials[3:5]
+    child, after = children[3:5]
+    assert "influence/progress" not in child.data.metrics
+    (artifact,) = client.list_artifacts(child.info.run_id)
+    assert artifact.path == "influence.json"
+    found = decode(Influence, measured.result.diagnostics["influence"])
+    mixture = measured.mixture.ordered(found.domains)
+    for name in found.estimates:
+        values = centred(found.aggregate(found.effect(name)), mixture)
+        for domain, value in zip(found.domains, values, strict=True):
+            assert child.data.metrics[f"influence/{name}/{domain}"] == pytest.approx(value)
+    assert child.data.metrics["influence/trust/dot"] == pytest.approx(1.0)
+    assert "influence/trust/halves" not in child.data.metrics, "unknown here"
+    for domain in found.domains:
+        for what in ("predicted", "realised"):
+            name = f"influence/{domain}/{what}"
+            assert after.data.metrics[name] == pytest.approx(step.result.metrics[name])
 
 
 def test_a_server_that_is_down_costs_a_message_and_no_time(tmp_path, monkeypatch):

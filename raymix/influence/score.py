@@ -1,0 +1,169 @@
+"""From gradients and curvature to the matrices of influence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymix.core.errors import InfluenceError
+from raymix.influence.batch import Peers
+from raymix.influence.curvature import Factors, damped
+from raymix.influence.gradients import Gradients, Key
+from raymix.influence.layers import Layer
+
+DAMPINGS = (0.01, 1.0)
+"""At which the estimate is taken too, to see how much it hangs on the damping."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Influence matrices by layer and name [L, K', K], and squared norms of gradients.
+
+    `matrices`: "ekfac", "kfac", "identity", "ekfac@0.01", "ekfac@1", "half0", "half1" and, where
+    the optimizer's moments are known, "adam". `norms` [K] of the domains' mean gradients,
+    `eval_norms` [K'], both by layer. `means` of each layer's eigenvalues [L], `spread`: their
+    relative variance.
+    """
+
+    matrices: Mapping[str, Tensor]
+    norms: Tensor
+    eval_norms: Tensor
+    means: Tensor
+    spread: Tensor
+
+
+def scores(
+    layers: Sequence[Layer],
+    factors: Mapping[str, Factors],
+    train: Gradients,
+    held: Gradients,
+    domains: int,
+    damping: float,
+    peers: Peers,
+    diagonal: Mapping[str, tuple[Tensor, ...]] | None = None,
+) -> Scores:
+    """Influence through `layers`, which are spread over the workers; a collective call.
+
+    Args:
+        layers: L of them.
+        factors: by layer.
+        train: gradients of the domains' training losses.
+        held: gradients of their eval losses.
+        domains: K; here K' is K.
+        damping: of each layer's mean eigenvalue.
+        peers: take one layer each in turn.
+        diagonal: a preconditioner, as shards by layer; None: no "adam".
+    """
+    shape = (len(layers), domains, domains)
+    names = ["ekfac", "kfac", "identity", *map(_at, DAMPINGS), "half0", "half1"]
+    matrices = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
+    norms = torch.zeros((2, len(layers), domains), dtype=torch.float64)
+    moments = torch.zeros((2, len(layers)), dtype=torch.float64)
+    for number, layer in enumerate(layers):
+        g, v = (_means(side, layer, domains, peers.device) for side in (train, held))
+        if number % peers.size != peers.rank:
+            continue
+        factor = factors[layer.name]
+        for name, matrix in _of_layer(factor, g, v, damping).items():
+            matrices[name][number] = matrix.cpu()
+        norms[0, number] = g[0].double().square().sum((1, 2)).cpu()
+        norms[1, number] = v[0].double().square().sum((1, 2)).cpu()
+        mean, variance = factor.eigenvalues.mean(), factor.eigenvalues.var()
+        moments[0, number] = mean.cpu()
+        moments[1, number] = (variance / mean.square().clamp(min=1e-30)).cpu()
+    if diagonal is not None:
+        matrices["adam"] = _diagonal(layers, train, held, domains, diagonal)
+    for total in (*matrices.values(), norms, moments):
+        total.copy_(peers.summed(total.to(peers.device)).cpu())
+    return Scores(matrices, norms[0], norms[1], moments[0], moments[1])
+
+
+def _at(damping: float) -> str:
+    return f"ekfac@{damping:g}"
+
+
+def _of_layer(factor: Factors, g: Tensor, v: Tensor, damping: float) -> dict[str, Tensor]:
+    """The matrices [K', K] of one layer from mean gradients [3, K, o, i]: all, and by half."""
+    turned_g, turned_v = factor.rotated(g), factor.rotated(v)
+    inverse = 1.0 / damped(factor.eigenvalues, damping)
+    made = {
+        "ekfac": _product(turned_v[0] * inverse, turned_g[0]),
+        "kfac": _product(turned_v[0] / damped(factor.kronecker, damping), turned_g[0]),
+        "identity": _product(v[0], g[0]),
+        "half0": _product(turned_v[1] * inverse, turned_g[1]),
+        "half1": _product(turned_v[2] * inverse, turned_g[2]),
+    }
+    for other in DAMPINGS:
+        scaled = turned_v[0] / damped(factor.eigenvalues, other)
+        made[_at(other)] = _product(scaled, turned_g[0])
+    return made
+
+
+def _product(v: Tensor, g: Tensor) -> Tensor:
+    """-<v_i, g_j> [K', K], fp64."""
+    return -(v.flatten(1) @ g.flatten(1).mT).double()
+
+
+def _keys(domains: int, half: int) -> list[Key]:
+    return [(domain, half) for domain in range(domains)]
+
+
+def _means(found: Gradients, layer: Layer, domains: int, device: torch.device) -> Tensor:
+    """Mean gradients [3, K, o, i]: of all rows, of the first half, of the second."""
+    halves = [found.sums(layer, _keys(domains, half), device) for half in (0, 1)]
+    counts = torch.tensor(_counts(found, domains), device=device)
+    whole = (halves[0] + halves[1]) / counts.sum(0).clamp(min=1)[:, None, None]
+    parts = [h / c.clamp(min=1)[:, None, None] for h, c in zip(halves, counts, strict=True)]
+    return torch.stack([whole, *parts])
+
+
+def _counts(found: Gradients, domains: int) -> list[list[float]]:
+    """Judged tokens [2, K]."""
+    return [[found.tokens.get(key, 0.0) for key in _keys(domains, half)] for half in (0, 1)]
+
+
+def _diagonal(
+    layers: Sequence[Layer],
+    train: Gradients,
+    held: Gradients,
+    domains: int,
+    diagonal: Mapping[str, tuple[Tensor, ...]],
+) -> Tensor:
+    """This worker's part of the influence [L, K', K] through a diagonal preconditioner."""
+    made = torch.zeros((len(layers), domains, domains), dtype=torch.float64)
+    for number, layer in enumerate(layers):
+        scale = torch.cat([part.flatten() for part in diagonal[layer.name]])
+        g, v = (_flat(side, layer, domains, len(scale)) for side in (train, held))
+        made[number] = -((v * scale) @ g.mT).double()
+    return made
+
+
+def _flat(found: Gradients, layer: Layer, domains: int, size: int) -> Tensor:
+    """Mean gradients of all rows as they are sharded here [K, size]."""
+    made = torch.zeros((domains, size))
+    for (domain, _), parts in found.parts.items():
+        made[domain] += torch.cat([part.flatten() for part in parts[layer.name]])
+    counts = torch.tensor(_counts(found, domains)).sum(0)
+    return made / counts.clamp(min=1)[:, None]
+
+
+def check(found: Scores, train: Gradients, names: Sequence[str]) -> None:
+    """Refuse gradients that say nothing.
+
+    Raises:
+        InfluenceError: names the domain whose gradient is 0 or not finite.
+    """
+    tokens = torch.tensor(_counts(train, len(names))).sum(0)
+    sides = (("training", found.norms.sum(0)), ("eval", found.eval_norms.sum(0)))
+    for side, norms in sides:
+        for name, norm, count in zip(names, norms.sqrt().tolist(), tokens.tolist(), strict=True):
+            if not norm < float("inf"):
+                raise InfluenceError(f"the {side} gradient of domain '{name}' is {norm}")
+            if norm == 0 and (side == "eval" or count):
+                raise InfluenceError(
+                    f"the {side} gradient of domain '{name}' is 0 in all layers looked at: nothing "
+                    "can be said of its influence"
+                )
