@@ -30,7 +30,7 @@ from raymix.testing.grid import read_grid
 
 STEPS = (0.1, 0.15, 0.3, 0.5)
 STARTS = {"unequal": "proportional", "equal": "uniform"}
-console = Console()
+console = Console(width=112)
 
 
 def paper_arms(epoch: int) -> dict[str, dict[str, Any]]:
@@ -63,7 +63,6 @@ def with_arms(
         SearcherSettings(
             type="Ideal",
             name=f"{name} #{seed}",
-            num_trials=99,
             settings={**settings, "first": seed},
         )
         for name, settings in arms.items()

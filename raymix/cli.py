@@ -201,6 +201,9 @@ def influence(
     total: Annotated[
         Total, typer.Option(help="fixed: other domains make room; or free.")
     ] = "fixed",
+    branch: Annotated[
+        float, typer.Option(help="Retrain only from there on, such as .5: half the cost.")
+    ] = 0.0,
     resume: Annotated[bool, typer.Option(help="Go on in its folder.")] = False,
 ) -> None:
     """Measure what more of each domain would do to each eval loss; --validate by retraining."""
@@ -214,9 +217,10 @@ def influence(
 
         experiment = load(config, overrides or ())
         chosen = given(weights, mixture, experiment.names)
-        ready = probing(experiment, Probe(chosen, validate, step, repeats, total))
+        ready = probing(experiment, Probe(chosen, validate, step, repeats, total, branch))
         planned = trainings(ready.plan)
         again = [f"--step={step}", f"--repeats={repeats}", f"--total={total}"]
+        again += [f"--branch={branch}"] if branch else []
         again += ["--validate"] if validate else []
         again += [f"--weights={weights}"] if weights else []
         again += [f"--mixture={mixture}"] if mixture else []

@@ -134,9 +134,13 @@ def asks_influence(experiment: Experiment) -> bool:
 
 
 def _method(settings: SearcherSettings, num_trials: int) -> Method:
+    made = searcher(settings)
     limit = num_trials if settings.num_trials is None else settings.num_trials
+    if isinstance(made, search.Ideal):
+        # It ends by itself: more than it asks for would only make every estimate wrong.
+        limit = made.most if settings.num_trials is None else min(limit, made.most)
     name = settings.name or settings.type.rpartition(":")[2].lower()
-    return Method(name, searcher(settings), limit)
+    return Method(name, made, limit)
 
 
 def searcher(settings: SearcherSettings) -> Searcher:

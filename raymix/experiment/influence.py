@@ -34,7 +34,7 @@ class Probe:
     """What is to be measured.
 
     `mixture` None: the prior. `validate`: each domain's count is moved by `step` up and down and
-    trained again, `repeats` times; else one training is measured. `total`: see `search.Perturb`.
+    trained again, `repeats` times; else one training is measured. `total`, `branch`: see `Perturb`.
     """
 
     mixture: Mixture | None = None
@@ -42,6 +42,7 @@ class Probe:
     step: float = 0.3
     repeats: int = 3
     total: Total = "fixed"
+    branch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def probing(experiment: Experiment, probe: Probe) -> Probing:
     prepared = prepare(experiment)
     check_influence(experiment, prepared)
     fields: dict[str, object] = {"step": probe.step, "repeats": probe.repeats, "total": probe.total}
+    if probe.branch:
+        fields["branch"] = probe.branch
     if probe.mixture is not None:
         fields["start"] = probe.mixture.ordered(experiment.names).as_dict()
     try:

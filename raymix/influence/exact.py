@@ -1,7 +1,7 @@
 """The whole Gauss-Newton matrix, by conjugate gradients: an oracle for small models on one worker.
 
 Nothing is taken to be block-diagonal or a Kronecker product. A product with the matrix costs a
-forward and three backward passes over the rows, a solution some tens of products, or some hundreds
+forward and three backward passes over the rows, a solution some tens of products, some hundreds
 where the damping is small.
 """
 
@@ -67,23 +67,27 @@ class GaussNewton:
 def solve(matrix: GaussNewton, target: Tensor) -> Tensor:
     """The x with `matrix` x = `target` [P], by conjugate gradients, to 1e-4 of the target's norm.
 
+    Preconditioned by the damping: it is of each layer's own scale, which makes the layers alike.
+
     Raises:
         InfluenceError: it does not get there.
     """
+    # A layer without any curvature has no damping either, and no gradient.
+    scale = 1.0 / matrix.damping.clamp(min=1e-30)
     x, r = torch.zeros_like(target), target.clone()
-    p, square = r.clone(), r @ r
-    goal = _TOLERANCE**2 * (target @ target)
+    p = scale * r
+    along, goal = r @ p, _TOLERANCE**2 * (target @ target)
     for _ in range(_STEPS):
-        if square <= goal:
+        if r @ r <= goal:
             return x
         image = matrix(p)
-        length = square / (p @ image)
+        length = along / (p @ image)
         x, r = x + length * p, r - length * image
-        before, square = square, r @ r
-        p = r + square / before * p
+        before, along = along, r @ (scale * r)
+        p = scale * r + along / before * p
     raise InfluenceError(
         f"conjugate gradients have not converged in {_STEPS} steps (residual "
-        f"{float((square / (target @ target)).sqrt()):.2g}); raise influence.damping"
+        f"{float(r.norm() / target.norm()):.2g}); raise influence.damping"
     )
 
 

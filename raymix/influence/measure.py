@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -184,7 +184,8 @@ def _shelved(shelf: Path | None, number: int, factors: Mapping[str, Factors], pe
         save_file(tensors, draft)
         draft.replace(path)
     except (OSError, SafetensorError):
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def _recalled(

@@ -167,3 +167,15 @@ def check(found: Scores, train: Gradients, names: Sequence[str]) -> None:
                     f"the {side} gradient of domain '{name}' is 0 in all layers looked at: nothing "
                     "can be said of its influence"
                 )
+
+
+def check_finite(train: Gradients, peers: Peers, names: Sequence[str]) -> None:
+    """Refuse gradients with NaN or infinite entries; a collective call.
+
+    Raises:
+        InfluenceError: names the domain.
+    """
+    for (domain, _), layers in train.parts.items():
+        mine = all(bool(part.isfinite().all()) for parts in layers.values() for part in parts)
+        if not all(peers.gathered(mine)):
+            raise InfluenceError(f"the training gradient of domain '{names[domain]}' is not finite")

@@ -141,6 +141,14 @@ class Ideal:
         own = {field.name: getattr(self, field.name) for field in fields(Rules)}
         return replace(MODES[self.mode], **{k: v for k, v in own.items() if v is not None})
 
+    @property
+    def most(self) -> int:
+        """The most trainings that it asks for."""
+        rules = self.rules()
+        each = len(self.widths) if self.line_search else 1
+        control = rules.total == "free" if self.control is None else self.control
+        return self.repeats * (1 + rules.rounds * each + control)
+
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
         """The next proposal of the script, which is replayed on the method's trials so far."""
         within = space

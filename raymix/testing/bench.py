@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,14 @@ def training() -> Training:
 
 @dataclass(frozen=True)
 class Bench:
-    """A suite made ready: its data tokenised, its model loaded once and reset for each training."""
+    """A suite made ready: its data tokenised, its model loaded once and reset for each training.
+
+    `stores`: the prepared files, by domain and split.
+    """
 
     space: Space
     runner: LocalRunner
+    stores: Mapping[str, Mapping[str, str]]
 
     def train(self, weights: Sequence[float], seed: int) -> TrainResult:
         """One training on the shares `weights` [K]; eval and test are evaluated at its end.
@@ -68,7 +72,7 @@ def open_bench(suite: SuitePaths, cache: Path) -> Bench:
     space = Space(domains, budget, prior, (0.0,) * count, (1.0,) * count, no_cap)
     output = str((cache / "runs").resolve())
     setup = Setup({"target": str(suite.model)}, training(), prepared.stores, output)
-    return Bench(space, LocalRunner(setup))
+    return Bench(space, LocalRunner(setup), prepared.stores)
 
 
 def _dataset(suite: SuitePaths, name: str) -> DatasetSpec:

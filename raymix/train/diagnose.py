@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from raymix.core.errors import InfluenceError
 from raymix.core.influence import PROGRESS, Influence, Matrix
 from raymix.core.job import Point, Stage, TrainJob
 from raymix.data.batches import Item, samplers
 from raymix.data.store import Table
 from raymix.influence.batch import Batch
 from raymix.influence.exact import exact
+from raymix.influence.gradients import gradients
 from raymix.influence.layers import LOW_VARIANCE, Layer, choose
 from raymix.influence.measure import Measured, Plan, measure
-from raymix.influence.score import DAMPINGS, check
+from raymix.influence.score import DAMPINGS, check, check_finite
 from raymix.train.config import InfluenceSettings, Setup
 from raymix.train.evaluate import HeldOut
 from raymix.train.measure import micro, passes
@@ -77,10 +79,10 @@ def influence(
     batch = settings.batch_size or setup.training.per_device_eval_batch_size
     pack = _pack(setup)
     overhead = OVERHEAD[model.world.device.type]
-    train = Batched(model, tables, _parts(sample, tables, batch, pack, overhead))
-    seen = [_halves(held, domain) for domain in range(len(names))]
+    train = Batched(model, tables, parts_of(sample, tables, batch, pack, overhead))
+    seen = [halves_of(held, domain) for domain in range(len(names))]
     whole = Sample(tuple(seen), (1.0,) * len(names), (), ())
-    evals = Batched(model, held.tables, _parts(whole, held.tables, batch, pack, overhead))
+    evals = Batched(model, held.tables, parts_of(whole, held.tables, batch, pack, overhead))
     model.module.eval()
     layers = choose(model, settings.layers)
     plan = Plan(
@@ -92,12 +94,19 @@ def influence(
         shelf,
     )
     diagonal = (lambda layer: _diagonal(layer, optimizer)) if optimizer.state else None
-    found = measure(model, layers, train, evals, world, plan, diagonal, progress)
+    try:
+        found = measure(model, layers, train, evals, world, plan, diagonal, progress)
+    except InfluenceError:
+        # What is not finite comes to light in a covariance, which does not know whose it is.
+        check_finite(gradients(model, layers, train, world), world, names)
+        raise
     check(found.scores, found.train, names)
     extra = {}
     if settings.exact:
-        dampings = (settings.damping * found.scores.means).tolist()
-        solved = exact(model, layers, train, found.train, found.held, len(names), dampings, world)
+        chosen = _chosen(found, settings)
+        dampings = (settings.damping * found.scores.means[chosen]).tolist()
+        looked = [found.layers[number] for number in chosen]
+        solved = exact(model, looked, train, found.train, found.held, len(names), dampings, world)
         extra["exact"] = _matrix(solved)
     model.module.train()
     told_ = _told(found, extra, sample, settings, names, _notes(found, sample, tables))
@@ -161,7 +170,7 @@ def sampled(
     return Sample(tuple(rows), tuple(weights.tolist()), tuple(shares.tolist()), tuple(epochs))
 
 
-def _halves(held: HeldOut, domain: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def halves_of(held: HeldOut, domain: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The eval rows of a domain, every other one in a half."""
     items = (item for batch in held.batches for item in batch if item.domain == domain)
     rows = sorted(row for item in items for row in item.rows)
@@ -178,11 +187,11 @@ class Part:
     weight: float
 
 
-def _parts(
+def parts_of(
     sample: Sample,
     tables: Sequence[Table],
     batch: int,
-    pack: int | None,
+    pack: int | None = None,
     overhead: int = OVERHEAD["cpu"],
 ) -> list[Part]:
     """All passes of all workers, at most `batch` rows of like length in each.
