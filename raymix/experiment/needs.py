@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from raymix.core.errors import ConfigError
 from raymix.data.prepare import Prepared
 from raymix.experiment.config import Experiment
-from raymix.influence.memory import Shape, factor_bytes, gradient_bytes, plan_groups
+from raymix.influence.memory import Shape, factor_bytes, gradient_bytes, plan_groups, product_bytes
 
 _STATE = 16
 """Bytes of a weight in training: fp32 value, gradient and Adam's two moments."""
@@ -25,6 +25,7 @@ class Needs:
             half of what is free when it is measured, here taken to hold all layers.
         gradients: bytes of all held gradients, in host memory over all workers.
         workers: that share gradients and the trained model.
+        products: bytes of the largest layer's gradients, whole, on the worker whose turn it is.
         parameters: of the model; `state`: bytes of it on one worker in training.
         rows: training rows whose gradients are taken, in all.
     """
@@ -39,6 +40,7 @@ class Needs:
     workers: int
     parameters: int
     state: int
+    products: int
     rows: int
 
     @property
@@ -68,6 +70,7 @@ def needs(experiment: Experiment, prepared: Prepared) -> Needs:
     groups: list[tuple[Shape, ...]] = [shapes]
     if limit is not None:
         groups = plan_groups(shapes, limit)
+    domains = len(experiment.names)
     return Needs(
         layers=len(shapes),
         weights=sum(shape.out * shape.columns for shape in shapes),
@@ -75,7 +78,8 @@ def needs(experiment: Experiment, prepared: Prepared) -> Needs:
         group=max(map(factor_bytes, groups)),
         groups=len(groups),
         limit=limit,
-        gradients=gradient_bytes(shapes, len(experiment.names)),
+        gradients=gradient_bytes(shapes, domains),
+        products=product_bytes(shapes, domains),
         workers=workers,
         parameters=drawn.parameters,
         # What does not train has neither gradient nor moments.

@@ -106,7 +106,8 @@ def needs_table(needs: Needs) -> RenderableType:
         "curvature of the largest group, on one worker": _gigabytes(needs.group),
         f"model in training ({_short(needs.parameters)} parameters), on each of "
         f"{needs.workers} worker(s)": _gigabytes(needs.state),
-        "both, activations aside": _gigabytes(needs.group + needs.state),
+        "gradients of one layer while its products are taken": _gigabytes(needs.products),
+        "all three, activations aside": _gigabytes(needs.group + needs.state + needs.products),
         "gradients held in host memory, over all workers": _gigabytes(needs.gradients),
         f"training passes over {needs.rows:,} rows": f"{needs.passes:.1f}",
     }

@@ -28,8 +28,11 @@ Step = Callable[[], None]
 _CHUNK = 2**26
 """Most numbers in the gradients of single examples held at once."""
 
-_STRIPES = 4
-"""More would spare up to half of a symmetric product's work, in products too thin to be fast."""
+_STRIPES, _WIDTH = 4, 64
+"""Most stripes of a symmetric product and the least width of one: thinner ones are slow."""
+
+_EXACTLY = 1024
+"""Covariances of at most so many rows are summed in fp64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +101,8 @@ def covariances(
         step: called after each batch.
     """
     device = peers.device
-    inputs = {
-        layer.shape.source: torch.zeros((layer.shape.columns,) * 2, device=device)
-        for layer in layers
-    }
-    outputs = {layer.name: torch.zeros((layer.shape.out,) * 2, device=device) for layer in layers}
+    inputs = {layer.shape.source: _accumulator(layer.shape.columns, device) for layer in layers}
+    outputs = {layer.name: _accumulator(layer.shape.out, device) for layer in layers}
     first = {layer.shape.source: layer.name for layer in reversed(layers)}
     counts = torch.zeros(2, dtype=torch.float64, device=device)
     scale = torch.zeros(0)
@@ -133,15 +133,28 @@ def covariances(
     return Covariances(inputs, outputs, tokens, judged)
 
 
+def _accumulator(size: int, device: torch.device) -> Tensor:
+    """Zeros [size, size]: in fp64 where that costs little, else in fp32.
+
+    Eigenvectors of small eigenvalues turn with the last digit of a sum.
+    """
+    dtype = torch.float64 if size <= _EXACTLY else torch.float32
+    return torch.zeros((size, size), device=device, dtype=dtype)
+
+
 def _add_gram(total: Tensor, x: Tensor) -> None:
     """Add x' x to the upper triangle of `total`; what is below it is not to be looked at.
 
-    In stripes of rows, each from its diagonal block on: 5/8 of the whole product's work.
+    In stripes of rows, each from its diagonal block on: four do 5/8 of the whole product's work.
     """
-    width = -(-len(total) // _STRIPES)
+    width = max(_WIDTH, -(-len(total) // _STRIPES))
     for first in range(0, len(total), width):
         rows = slice(first, first + width)
-        total[rows, first:].addmm_(x[:, rows].mT, x[:, first:])
+        part = total[rows, first:]
+        if total.dtype == x.dtype:
+            part.addmm_(x[:, rows].mT, x[:, first:])
+        else:
+            part.add_(x[:, rows].mT @ x[:, first:])
 
 
 def _counts(batch: Batch) -> Tensor:
@@ -227,6 +240,13 @@ class Rotations:
         """Qa [i, i] and Qs [o, o] of `layer`."""
         return self.found.inputs[layer.shape.source], self.found.outputs[layer.name]
 
+    def single(self) -> Rotations:
+        """The same in fp32, as models compute."""
+        found = self.found
+        inputs = {name: matrix.float() for name, matrix in found.inputs.items()}
+        outputs = {name: matrix.float() for name, matrix in found.outputs.items()}
+        return Rotations(Covariances(inputs, outputs, found.tokens, found.judged), self.values)
+
     def kronecker(self, layer: Layer) -> Tensor:
         """K-FAC's eigenvalues [o, i] of `layer`, per judged token."""
         scale = max(1.0, self.found.tokens * self.found.judged)
@@ -258,7 +278,7 @@ class Corrections:
     """Takes in the examples of a pass and sums their squared gradients in the eigenbasis."""
 
     def __init__(self, layers: Sequence[Layer], rotations: Rotations, device: torch.device) -> None:
-        self._rotations = rotations
+        self._rotations = rotations.single()
         self.sums = {
             layer.name: torch.zeros((layer.shape.out, layer.shape.columns), device=device)
             for layer in layers

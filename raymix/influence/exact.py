@@ -19,7 +19,7 @@ from raymix.influence.batch import Batch, Network, Peers
 from raymix.influence.gradients import Gradients
 from raymix.influence.layers import Layer
 
-_TOLERANCE, _STEPS = 1e-4, 2000
+_STEPS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,55 +39,63 @@ class GaussNewton:
         """The parameters, in the vectors' order."""
         return [tensor for layer in self.layers for tensor in layer.tensors]
 
-    def __call__(self, vector: Tensor) -> Tensor:
-        """The product with `vector` [P]."""
-        total, judged = torch.zeros_like(vector), 0.0
-        parts = _unflattened(vector, self.tensors)
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The products with `vectors` [M, P], in one pass over the rows."""
+        total, judged = torch.zeros_like(vectors), 0.0
         with sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second derivative
             for batch in self._weighty():
                 weights = batch.weights[batch.owners]
-                total += self._of_batch(batch, parts, weights[:, None])
+                total += self._of_batch(batch, vectors, weights[:, None])
                 judged += float(weights.sum())
-        return total / max(1.0, judged) + self.damping * vector
+        return total / max(1.0, judged) + self.damping * vectors
 
     def _weighty(self) -> Iterator[Batch]:
         return (batch for batch in self.batches if batch.curves and batch.examples)
 
-    def _of_batch(self, batch: Batch, parts: list[Tensor], weights: Tensor) -> Tensor:
-        """J' W (diag p - p p') J v, by the derivative of J' u in u."""
+    def _of_batch(self, batch: Batch, vectors: Tensor, weights: Tensor) -> Tensor:
+        """J' W (diag p - p p') J v for each v, by the derivative of J' u in u [M, P]."""
         logits = self.network.logits(batch.input_ids, batch.position_ids, batch.index).float()
         dual = torch.zeros_like(logits, requires_grad=True)
         back = torch.autograd.grad(logits, self.tensors, dual, create_graph=True)
-        (ahead,) = torch.autograd.grad(back, dual, parts, retain_graph=True)
         p = logits.detach().softmax(-1)
-        curved = weights * p * (ahead - (p * ahead).sum(-1, keepdim=True))
-        return _flat(torch.autograd.grad(logits, self.tensors, curved))
+        made = []
+        for vector in vectors:
+            parts = _unflattened(vector, self.tensors)
+            (ahead,) = torch.autograd.grad(back, dual, parts, retain_graph=True)
+            curved = weights * p * (ahead - (p * ahead).sum(-1, keepdim=True))
+            made.append(torch.autograd.grad(logits, self.tensors, curved, retain_graph=True))
+        return torch.stack([_flat(gradient) for gradient in made])
 
 
-def solve(matrix: GaussNewton, target: Tensor) -> Tensor:
-    """The x with `matrix` x = `target` [P], by conjugate gradients, to 1e-4 of the target's norm.
+def solve(matrix: GaussNewton, targets: Tensor, tolerance: float = 1e-4) -> Tensor:
+    """The x with `matrix` x = target for each of `targets` [M, P], to `tolerance` of its norm.
 
-    Preconditioned by the damping: it is of each layer's own scale, which makes the layers alike.
+    Conjugate gradients, all M in step. Preconditioned by the damping, which differs by layer; with
+    EK-FAC's inverse it takes a third more steps.
 
     Raises:
         InfluenceError: it does not get there.
     """
-    # A layer without any curvature has no damping either, and no gradient.
-    scale = 1.0 / matrix.damping.clamp(min=1e-30)
-    x, r = torch.zeros_like(target), target.clone()
-    p = scale * r
-    along, goal = r @ p, _TOLERANCE**2 * (target @ target)
+    x, r = torch.zeros_like(targets), targets.clone()
+    damping = matrix.damping.clamp(min=1e-30)  # a layer of no curvature has none
+    z = r / damping
+    p, inner = z.clone(), (r * z).sum(1)
+    goal = tolerance**2 * targets.square().sum(1)
     for _ in range(_STEPS):
-        if r @ r <= goal:
+        going = r.square().sum(1) > goal
+        if not going.any():
             return x
-        image = matrix(p)
-        length = along / (p @ image)
-        x, r = x + length * p, r - length * image
-        before, along = along, r @ (scale * r)
-        p = scale * r + along / before * p
+        image = matrix(p[going])
+        length = inner[going] / (p[going] * image).sum(1)
+        x[going] += length[:, None] * p[going]
+        r[going] -= length[:, None] * image
+        z[going] = r[going] / damping
+        before, inner = inner, (r * z).sum(1)
+        p[going] = z[going] + (inner / before)[going][:, None] * p[going]
+    worst = float((r.square().sum(1) / targets.square().sum(1)).max().sqrt())
     raise InfluenceError(
-        f"conjugate gradients have not converged in {_STEPS} steps (residual "
-        f"{float(r.norm() / target.norm()):.2g}); raise influence.damping"
+        f"conjugate gradients have not converged in {_STEPS} steps (residual {worst:.2g}); raise "
+        "influence.damping"
     )
 
 
@@ -100,6 +108,7 @@ def exact(
     domains: int,
     dampings: Sequence[float],
     peers: Peers,
+    tolerance: float = 1e-4,
 ) -> Tensor:
     """Influence through the whole curvature [K', K], fp64.
 
@@ -112,6 +121,7 @@ def exact(
         domains: K.
         dampings: added to the diagonal of each layer's block.
         peers: a single worker.
+        tolerance: of the residual, relative to the eval losses' gradients.
     """
     if peers.size > 1:
         raise InfluenceError("influence.exact needs a single worker; set cluster.num_workers to 1")
@@ -120,7 +130,7 @@ def exact(
     damping = torch.cat([torch.full((n,), d, device=peers.device) for d, n in pairs])
     matrix = GaussNewton(network, layers, batches, damping)
     g, v = (_means(side, layers, domains, peers.device) for side in (train, held))
-    solved = torch.stack([solve(matrix, row) for row in v])
+    solved = solve(matrix, v, tolerance)
     return -(solved @ g.mT).double().cpu()
 
 

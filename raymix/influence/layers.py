@@ -167,7 +167,9 @@ def tapped(network: Network, layers: Sequence[Layer], fed: Hears, graded: Hears)
 
         def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if tap.forward:
-                fed(layer, inputs[0].detach())
+                # What is made of inputs is made in fp32, also where the model runs in bf16.
+                with torch.autocast(inputs[0].device.type, enabled=False):
+                    fed(layer, inputs[0].detach())
                 output.register_hook(hears)  # type: ignore[no-untyped-call]
 
         return after

@@ -6,9 +6,10 @@ place) for each distinct input of `i` features and for each output of `o`, and `
     bytes = 4 * (sum over inputs of i^2 + sum over layers of (o^2 + o * i)) + 24 * max(i, o)^2
 
 The last term is the workspace of one eigendecomposition in fp64. Where that is more than there is,
-layers are dealt with in groups; each group costs two more passes over the rows. Gradients are
-sharded as the model is and held in host memory: 2 halves * 2 splits * K * parameters * 4 bytes,
-over all workers.
+layers are dealt with in groups; each group costs two more passes over the rows. When a layer's
+products are taken its gradients are there too, whole, as they are and rotated: about 60 * K * o * i
+bytes. Gradients are sharded as the model is and held in host memory: 2 halves * 2 splits * K *
+parameters * 4 bytes, over all workers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from raymix.core.errors import InfluenceError
 
 _FLOAT, _WORKSPACE = 4, 24
 _SIDES, _HALVES = 2, 2
+_PRODUCTS = 60
+"""Bytes for each weight and domain, seen while the products of a layer were taken."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ def gradient_bytes(shapes: Sequence[Shape], domains: int) -> int:
     """Memory of all held gradients, over all workers."""
     parameters = sum(shape.out * shape.columns for shape in shapes)
     return _FLOAT * _SIDES * _HALVES * domains * parameters
+
+
+def product_bytes(shapes: Sequence[Shape], domains: int) -> int:
+    """Memory of the largest layer's gradients while its products are taken, on one worker."""
+    return _PRODUCTS * domains * max((s.out * s.columns for s in shapes), default=0)
 
 
 def plan_groups(shapes: Sequence[S], limit: int) -> list[tuple[S, ...]]:

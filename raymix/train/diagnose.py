@@ -29,6 +29,9 @@ from raymix.train.measure import micro, passes
 from raymix.train.model import Model
 from raymix.train.shard import local
 
+_ROUGHLY = 1e-2
+"""Relative residual of the exact solution: signs and ranks are looked at, not digits."""
+
 _SAMPLE_SEED = 30505
 """The rows looked at are the same in every trial that has drawn them."""
 
@@ -106,7 +109,9 @@ def influence(
         chosen = _chosen(found, settings)
         dampings = (settings.damping * found.scores.means[chosen]).tolist()
         looked = [found.layers[number] for number in chosen]
-        solved = exact(model, looked, train, found.train, found.held, len(names), dampings, world)
+        count = len(names)
+        taken = (found.train, found.held)
+        solved = exact(model, looked, train, *taken, count, dampings, world, _ROUGHLY)
         extra["exact"] = _matrix(solved)
     model.module.train()
     told_ = _told(found, extra, sample, settings, names, _notes(found, sample, tables))
