@@ -121,7 +121,7 @@ def needs_table(needs: Needs) -> RenderableType:
     words = (
         f"{free}Curvature of a group, fp32: 4 bytes x (i^2 for each distinct input of i features "
         "+ o^2 + o i for each layer of o outputs) + 24 bytes x max(i, o)^2 for one "
-        "eigendecomposition. Products of one layer: 60 bytes x domains x o i. Gradients held: 16 "
+        "eigendecomposition. Products of one layer: 27 bytes x domains x o i. Gradients held: 16 "
         "bytes x domains x weights of the layers. Each further group costs 4/3 of a pass."
     )
     return Group(table, Text(words))

@@ -7,7 +7,7 @@ place) for each distinct input of `i` features and for each output of `o`, and `
 
 The last term is the workspace of one eigendecomposition in fp64. Where that is more than there is,
 layers are dealt with in groups; each group costs two more passes over the rows. When a layer's
-products are taken its gradients are there too, whole, as they are and rotated: about 60 * K * o * i
+products are taken its gradients are there too, whole, as they are and rotated: about 27 * K * o * i
 bytes. Gradients are sharded as the model is and held in host memory: 2 halves * 2 splits * K *
 parameters * 4 bytes, over all workers.
 """
@@ -22,7 +22,7 @@ from raymix.core.errors import InfluenceError
 
 _FLOAT, _WORKSPACE = 4, 24
 _SIDES, _HALVES = 2, 2
-_PRODUCTS = 60
+_PRODUCTS = 27
 """Bytes for each weight and domain, seen while the products of a layer were taken."""
 
 

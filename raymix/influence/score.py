@@ -63,14 +63,14 @@ def scores(
     norms = torch.zeros((2, len(layers), domains), dtype=torch.float64)
     moments = torch.zeros((2, len(layers)), dtype=torch.float64)
     for number, layer in enumerate(layers):
-        g, v = (_means(side, layer, domains, peers.device) for side in (train, held))
-        if number % peers.size != peers.rank:
+        factor = factors[layer.name] if number % peers.size == peers.rank else None
+        # Gathering a layer's shards needs every worker, what follows its own.
+        v, g = (_turned(side, layer, factor, domains, peers.device) for side in (held, train))
+        if factor is None:
             continue
-        factor = factors[layer.name]
-        for name, matrix in _of_layer(factor, g, v, damping).items():
+        for name, matrix in _of_layer(factor, v, g, damping).items():
             matrices[name][number] = matrix.cpu()
-        norms[0, number] = g[0].double().square().sum((1, 2)).cpu()
-        norms[1, number] = v[0].double().square().sum((1, 2)).cpu()
+        norms[0, number], norms[1, number] = g.squares().cpu(), v.squares().cpu()
         mean, variance = factor.eigenvalues.mean(), factor.eigenvalues.var()
         moments[0, number] = mean.cpu()
         moments[1, number] = (variance / mean.square().clamp(min=1e-30)).cpu()
@@ -85,39 +85,74 @@ def _at(damping: float) -> str:
     return f"ekfac@{damping:g}"
 
 
-def _of_layer(factor: Factors, g: Tensor, v: Tensor, damping: float) -> dict[str, Tensor]:
-    """The matrices [K', K] of one layer from mean gradients [3, K, o, i]: all, and by half."""
-    turned_g, turned_v = factor.rotated(g), factor.rotated(v)
-    inverse = 1.0 / damped(factor.eigenvalues, damping)
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """Mean gradients of one layer in its eigenbasis, by half: two of [K, o * i].
+
+    `parts` [2, K]: of the judged tokens, those of each half; the mean over all rows is the halves'
+    by these weights, so products of the whole need no gradients of their own.
+    """
+
+    halves: tuple[Tensor, Tensor]
+    parts: Tensor
+
+    def squares(self) -> Tensor:
+        """Squared norms [K] of the whole; a rotation leaves them as they are. fp64."""
+        found = torch.zeros_like(self.parts[0])
+        for a in (0, 1):
+            for b in (0, 1):
+                inner = (self.halves[a] * self.halves[b]).sum(1).double()
+                found += self.parts[a] * self.parts[b] * inner
+        return found
+
+
+def _turned(
+    found: Gradients, layer: Layer, factor: Factors | None, domains: int, device: torch.device
+) -> Turned:
+    """One side's gradients; nothing on a worker whose turn it is not. A collective call."""
+    counts = torch.tensor(_counts(found, domains), dtype=torch.float64, device=device)
+    halves = []
+    for half, count in enumerate(counts):
+        sums = found.sums(layer, _keys(domains, half), device)
+        if factor is not None:
+            sums = factor.rotated(sums).flatten(1) / count.clamp(min=1).float()[:, None]
+        halves.append(sums)
+    return Turned((halves[0], halves[1]), counts / counts.sum(0).clamp(min=1))
+
+
+def _of_layer(factor: Factors, v: Turned, g: Turned, damping: float) -> dict[str, Tensor]:
+    """The matrices [K', K] of one layer: of all rows, and of each half with itself."""
+    ones = torch.ones_like(factor.eigenvalues)
     made = {
-        "ekfac": _product(turned_v[0] * inverse, turned_g[0]),
-        "kfac": _product(turned_v[0] / damped(factor.kronecker, damping), turned_g[0]),
-        "identity": _product(v[0], g[0]),
-        "half0": _product(turned_v[1] * inverse, turned_g[1]),
-        "half1": _product(turned_v[2] * inverse, turned_g[2]),
+        "kfac": _whole(v, g, damped(factor.kronecker, damping)),
+        "identity": _whole(v, g, ones),
     }
-    for other in DAMPINGS:
-        scaled = turned_v[0] / damped(factor.eigenvalues, other)
-        made[_at(other)] = _product(scaled, turned_g[0])
+    for name, each in (("ekfac", damping), *((_at(other), other) for other in DAMPINGS)):
+        made[name] = _whole(v, g, damped(factor.eigenvalues, each))
+    curvature = damped(factor.eigenvalues, damping).flatten()
+    for half in (0, 1):
+        made[f"half{half}"] = _product(v.halves[half] / curvature, g.halves[half])
     return made
+
+
+def _whole(v: Turned, g: Turned, curvature: Tensor) -> Tensor:
+    """-<v_i / curvature, g_j> [K', K] of the mean gradients of all rows."""
+    found = torch.zeros((len(v.parts[0]), len(g.parts[0])), dtype=torch.float64)
+    for a in (0, 1):
+        scaled = v.halves[a] / curvature.flatten()
+        for b in (0, 1):
+            weights = torch.outer(v.parts[a], g.parts[b])
+            found += (weights * _product(scaled, g.halves[b])).cpu()
+    return found
 
 
 def _product(v: Tensor, g: Tensor) -> Tensor:
     """-<v_i, g_j> [K', K], fp64."""
-    return -(v.flatten(1) @ g.flatten(1).mT).double()
+    return -(v @ g.mT).double()
 
 
 def _keys(domains: int, half: int) -> list[Key]:
     return [(domain, half) for domain in range(domains)]
-
-
-def _means(found: Gradients, layer: Layer, domains: int, device: torch.device) -> Tensor:
-    """Mean gradients [3, K, o, i]: of all rows, of the first half, of the second."""
-    halves = [found.sums(layer, _keys(domains, half), device) for half in (0, 1)]
-    counts = torch.tensor(_counts(found, domains), device=device)
-    whole = (halves[0] + halves[1]) / counts.sum(0).clamp(min=1)[:, None, None]
-    parts = [h / c.clamp(min=1)[:, None, None] for h, c in zip(halves, counts, strict=True)]
-    return torch.stack([whole, *parts])
 
 
 def _counts(found: Gradients, domains: int) -> list[list[float]]:
