@@ -79,12 +79,14 @@ class TrainJob:
     """One training, whole: a worker needs nothing else but the study's `Setup`.
 
     No stages: the model is only evaluated. `test`: the test split is evaluated at the end too
-    (verdicts only). `start`: path of a checkpoint whose weights it starts from. `keep`: ends with
-    a checkpoint even where the experiment saves none. `save`: folder for the trained model in
-    Hugging Face form. `measure`: taken on the model at the end; where nothing is trained, `trained`
-    are the stages that made the checkpoint in `start`, whose rows are looked at. `turn`: the first
-    stage ends with a checkpoint of its own, which the result's diagnostics name; `branch`: such a
-    checkpoint, of a job with the same first stage, which is then not trained again.
+    (verdicts only). `reference`: checkpoint, or folder in Hugging Face form, of the model that
+    reweighters compare losses with. `start`: path of a checkpoint whose weights it starts from.
+    `keep`: ends with a checkpoint even where the experiment saves none. `save`: folder for the
+    trained model in Hugging Face form. `measure`: taken on the model at the end; where nothing is
+    trained, `trained` are the stages that made the checkpoint in `start`, whose rows are looked at.
+    `turn`: the first stage ends with a checkpoint of its own, which the result's diagnostics name;
+    `branch`: such a checkpoint, of a job with the same first stage, which is then not trained
+    again.
     """
 
     trial: int
@@ -110,7 +112,9 @@ class Point:
 
     `progress` is the fraction of the job's budget spent, 0 to 1; `stage` the stage that is being
     trained, from 0. Every stage ends with a point. `metrics` are flat: `eval/<domain>/loss`,
-    `test/<domain>/loss`, `train/loss`, `train/lr`, `mix/<domain>/share`.
+    `test/<domain>/loss`, `train/loss`, `train/lr`, `mix/<domain>/share`; of a reweighter
+    `reweight/<signal>/<domain>`, what it was last told (a matrix's row means), and
+    `reweight/weight/<domain>`, the loss or gradient weights in force.
     """
 
     step: int

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
+from raymix.core.errors import MixtureError, TrainingError
 from raymix.core.mixture import Mixture, Space
 from raymix.core.simplex import Vector
 
@@ -27,11 +29,11 @@ class Signal(StrEnum):
     CLIPPED_EXCESS_LOSS = "clipped_excess_loss"
     """The same with each token's excess clipped below at 0, as DoReMi has it [K]."""
     GRADIENT_GRAM = "gradient_gram"
-    """Inner products of the domains' gradients in the window [K, K]."""
+    """Inner products of the domains' gradients in the window's last step [K, K]."""
     HIDDEN_SIMILARITY = "hidden_similarity"
-    """Cosine of the domains' mean hidden states [K, K]."""
+    """Cosine of the domains' mean hidden states now, on rows drawn to be looked at [K, K]."""
     PERPLEXITY_RATIO = "perplexity_ratio"
-    """Perplexity over the base model's, per domain [K]."""
+    """Perplexity over that of the model before training, a mean over such rows [K]."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Signals:
     """One window of a training, reduced over all workers.
 
     `step`: optimizer steps that the stage has taken, of the `steps` that `init` was told of.
-    `tokens` [K] are the loss tokens of each domain in the window; 0 means that the domain was
-    absent and its values are NaN. `values[s]` has the shape that `Signal` states.
+    `tokens` [K] are the loss tokens of each domain in the window, those measured of a target
+    included; 0 means that the domain was absent, and what is read from the window is NaN for it.
+    `values[s]` has the shape that `Signal` states.
     """
 
     step: int
@@ -99,3 +102,16 @@ class Reweighter(Protocol[State]):
     def update(self, state: State, signals: Signals) -> tuple[Decision, State]:
         """Take in one window; decide for the steps after it."""
         ...
+
+
+@contextmanager
+def named(reweighter: object) -> Iterator[None]:
+    """Say whose decision it was where weights turn out to be no mixture (NaN, negative).
+
+    Raises:
+        TrainingError: in place of a MixtureError, with the reweighter's name before it.
+    """
+    try:
+        yield
+    except MixtureError as error:
+        raise TrainingError(f"reweighter {type(reweighter).__name__}: {error}") from error

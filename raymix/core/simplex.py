@@ -1,4 +1,4 @@
-"""Maths on the simplex: rounding, projection, lattices and the uniform cube map."""
+"""Maths on the simplex: rounding, projection, lattices, the cube map, multiplicative weights."""
 
 from __future__ import annotations
 
@@ -72,3 +72,29 @@ def simplex_to_cube(weights: Sequence[float] | Vector) -> Vector:
     return np.asarray(
         1.0 - (1.0 - np.clip(broken, 0.0, 1.0)) ** np.arange(len(w) - 1, 0, -1), dtype=np.float64
     )
+
+
+def log_softmax(logits: Vector) -> Vector:
+    """Logarithms of the mixture that is proportional to exp(logits) [K]; nothing overflows."""
+    above = logits - logits.max()
+    found: Vector = above - np.log(np.exp(above).sum())
+    return found
+
+
+def tilted(logs: Vector, gains: Vector, present: NDArray[np.bool_]) -> Vector:
+    """One step of multiplicative weights, from log weights [K] to log weights [K].
+
+    The domains that are `present` share the weight that they have together anew, in proportion to
+    exp(logs + gains). The others keep theirs. To multiply an absent one by exp(0) and renormalise
+    all would take weight from it wherever gains are positive, so that what is absent half of the
+    time would need twice the gain to hold its place.
+    """
+    if not present.any():
+        return logs
+    found, own = logs.copy(), logs[present]
+    found[present] = log_softmax(own + gains[present]) + own.max() + _log_sum(own - own.max())
+    return found
+
+
+def _log_sum(logs: Vector) -> float:
+    return float(np.log(np.exp(logs).sum()))

@@ -36,6 +36,12 @@ class Item:
     loss_tokens: int
 
 
+def item_of(domain: int, rows: Sequence[int], table: Lengths) -> Item:
+    """The item that holds `rows` of the table of `domain`."""
+    tokens = sum(int(table.tokens[row]) for row in rows)
+    return Item(domain, tuple(rows), tokens, sum(int(table.loss_tokens[row]) for row in rows))
+
+
 @dataclass(frozen=True)
 class Batch:
     """Right-padded arrays of P items, T tokens wide.
@@ -80,14 +86,11 @@ class Batches:
         rows, starts = draws.rows.tolist(), draws.starts.tolist()
         items = []
         for i, domain in enumerate(draws.domains.tolist()):
-            held = tuple(rows[starts[i] : starts[i + 1]])
-            table = self._tables[domain]
-            tokens = sum(int(table.tokens[row]) for row in held)
-            loss_tokens = sum(int(table.loss_tokens[row]) for row in held)
-            items.append(Item(domain, held, tokens, loss_tokens))
-            self._rows[domain] += len(held)
-            self._tokens[domain] += tokens
-            self._loss[domain] += loss_tokens
+            item = item_of(domain, rows[starts[i] : starts[i + 1]], self._tables[domain])
+            items.append(item)
+            self._rows[domain] += len(item.rows)
+            self._tokens[domain] += item.tokens
+            self._loss[domain] += item.loss_tokens
         return items
 
     def realised(self) -> tuple[Drawn, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ _NEVER = float("inf")
 _TOLERANCE = 1e-9
 _SPARE = 1e-6
 """By how much a share may exceed what a study allows."""
+_SHORT = 0.01
+"""Share of a budget that may stay unspent where a mixture that moves runs into epoch caps."""
 _MOST = 65535
 """Domains are noted in 16 bits while they are drawn."""
 
@@ -129,10 +132,22 @@ class Sampler:
         """Draw by `mixture` from the next draw on.
 
         A domain that its epoch cap exhausts gives up its share to the others, in proportion.
+
+        Raises:
+            MixtureError: the domains of `mixture` together cannot give what is left of the budget,
+                within a hundredth of it.
         """
         ordered = mixture.ordered(self.names)
-        if ordered != self._mixture and self._total < self.budget.amount:
-            self._set(ordered, strict=False)
+        left = self.budget.amount - self._total
+        if ordered == self._mixture or left <= 0:
+            return
+        short = left - sum(self._room(d) for d, w in enumerate(ordered.weights) if w > 0)
+        if short > _SHORT * self.budget.amount:
+            raise MixtureError(
+                f"the domains of mixture '{mixture}' are exhausted by their epoch caps: "
+                f"{short:.0f} of {self.budget.amount} {self.budget.unit} short"
+            )
+        self._set(ordered, strict=False)
 
     def _set(self, mixture: Mixture, strict: bool) -> None:
         """Start a new fluid schedule; what a domain is behind or ahead is carried over."""
@@ -232,6 +247,18 @@ class Sampler:
                 break
             self._load(ended)
         return _merge(np.frombuffer(picks, dtype=np.uint16), parts)
+
+    def ahead(self) -> list[Ints]:
+        """Rows of each domain [K] that the rest of the budget draws if the mixture stays as it is.
+
+        Nothing is drawn.
+        """
+        twin = copy(self)
+        twin._full = list(self._full)
+        twin.restore(self.state())
+        draws = twin.take(self.budget.amount)
+        owners = np.repeat(draws.domains, np.diff(draws.starts))
+        return [draws.rows[owners == d] for d in range(len(self.names))]
 
     def _run(self, limit: int, picks: array[int]) -> int | None:
         """Draw until `limit`, the budget's end, or the end of a domain's items, which is returned.

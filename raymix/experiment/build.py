@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from raymix import search
-from raymix.core.errors import ConfigError, RaymixError, nearest
+from raymix.core.errors import ConfigError, nearest
 from raymix.core.job import Json
 from raymix.core.mixture import Budget, Domain, Mixture, Space
-from raymix.core.trial import Searcher
 from raymix.data.prepare import DataSpec, Prepared
 from raymix.data.prepare import prepare as prepare_data
-from raymix.experiment.config import Experiment, SearcherSettings
+from raymix.experiment.algorithm import check_reweighter, kind_of, searcher
+from raymix.experiment.config import TARGET, Experiment, SearcherSettings
 from raymix.experiment.model import check_model
 from raymix.strategy.multitask import MultiTask
 from raymix.study.plan import Confirm, Method, Plan
@@ -29,6 +26,8 @@ _MOST_EPOCHS = 10_000
 def data_spec(experiment: Experiment, weights: bool = True) -> DataSpec:
     """What of the experiment decides the tokenised data; `weights`: see `check_model`."""
     check_model(experiment.model_name_or_path, weights)
+    for name, path in experiment.proxies.items():
+        check_model(path, weights, f"proxies.{name}")
     return DataSpec(
         datasets=experiment.datasets,
         tokenizer=experiment.model_name_or_path,
@@ -90,7 +89,7 @@ def plan(experiment: Experiment, within: Space) -> Plan:
         space=within,
         strategy=MultiTask(),
         objective=settings.goal(),
-        methods=tuple(_method(s, settings.num_trials) for s in settings.searchers),
+        methods=tuple(_method(s, experiment, within) for s in settings.searchers),
         baselines={name: Mixture.of(shares) for name, shares in settings.baselines.items()},
         confirm=Confirm(settings.confirm.top_k, settings.confirm.seeds),
         seed=experiment.study.seed,
@@ -100,7 +99,7 @@ def plan(experiment: Experiment, within: Space) -> Plan:
 def setup(experiment: Experiment, prepared: Prepared) -> Setup:
     """What every training of the study shares."""
     return Setup(
-        models={"target": experiment.model_name_or_path},
+        models={TARGET: experiment.model_name_or_path, **experiment.proxies},
         training=experiment.training,
         stores=prepared.stores,
         output_dir=str(Path(experiment.study.folder).resolve()),
@@ -125,63 +124,29 @@ def identity(experiment: Experiment, prepared: Prepared) -> dict[str, Json]:
         "training": experiment.training.model_dump(mode="json"),
         "workers": experiment.cluster.num_workers,
         **({"influence": influence} if influence else {}),
+        **({"proxies": experiment.proxies} if experiment.proxies else {}),
     }
 
 
 def asks_influence(experiment: Experiment) -> bool:
     """Whether a searcher of the experiment has influence measured."""
-    return any(_kind(s.type) is search.Ideal for s in experiment.search.searchers)
+    return any(kind_of(s.type, "searcher") is search.Ideal for s in experiment.search.searchers)
 
 
-def _method(settings: SearcherSettings, num_trials: int) -> Method:
-    made = searcher(settings)
-    limit = num_trials if settings.num_trials is None else settings.num_trials
-    if isinstance(made, search.Ideal):
+def _method(settings: SearcherSettings, experiment: Experiment, within: Space) -> Method:
+    made, most = searcher(settings), experiment.search.num_trials
+    limit = most if settings.num_trials is None else settings.num_trials
+    if isinstance(made, search.Ideal | search.Online | search.Proxy):
         # It ends by itself: more than it asks for would only make every estimate wrong.
         limit = made.most if settings.num_trials is None else min(limit, made.most)
+    if isinstance(made, search.Online | search.Proxy):
+        check_reweighter(made.reweighter, within)
+    models = (TARGET, *experiment.proxies)
+    if isinstance(made, search.Proxy) and made.model not in models:
+        hint = nearest(made.model, models)
+        raise ConfigError(
+            f"search.searchers: Proxy.model '{made.model}' is no model{hint}; known (from "
+            f"proxies): {', '.join(models)}"
+        )
     name = settings.name or settings.type.rpartition(":")[2].lower()
     return Method(name, made, limit)
-
-
-def searcher(settings: SearcherSettings) -> Searcher:
-    """Make the searcher that `settings` describe.
-
-    Raises:
-        ConfigError: no such type, or fields that it does not have; names both.
-    """
-    kind = _kind(settings.type)
-    fields = {f.name for f in dataclasses.fields(kind)}
-    for key in settings.settings:
-        if key not in fields:
-            known = ", ".join(sorted(fields)) or "none"
-            raise ConfigError(
-                f"search.searchers: '{settings.type}' has no field '{key}'; known: {known}"
-            )
-    try:
-        made: Searcher = kind(**settings.settings)
-    except RaymixError as error:
-        raise ConfigError(f"search.searchers: {error}") from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"search.searchers: '{settings.type}': {error}") from None
-    return made
-
-
-def _kind(name: str) -> Any:
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            kind = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # the user's own code: whatever is wrong there
-            words = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"search.searchers: cannot import '{name}': {words}") from error
-        if not (dataclasses.is_dataclass(kind) and callable(getattr(kind, "propose", None))):
-            raise ConfigError(f"search.searchers: '{name}' is no dataclass with a method propose")
-        return kind
-    offered = {kind.lower(): getattr(search, kind) for kind in search.__all__}
-    found = offered.get(name.replace("_", "").lower())
-    if found is None:
-        hint = nearest(name, offered)
-        raise ConfigError(
-            f"search.searchers: no searcher '{name}'{hint}; known: {', '.join(offered)}"
-        )
-    return found

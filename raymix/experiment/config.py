@@ -33,6 +33,9 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _LIMITS = {"epochs": (0.0, math.inf), "moved": (0.0, math.inf)}
 """What a threshold of influence may be; the others are correlations."""
 
+TARGET = "target"
+"""The name of the model that is tuned."""
+
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -204,6 +207,9 @@ class TrackingSettings(BaseModel):
 class Experiment(BaseModel):
     """Everything a study is made from.
 
+    `proxies`: smaller models that a searcher may learn on, folder or hub id by name; they must have
+    the tokenizer of `model_name_or_path`, which is named "target".
+
     Raises ConfigError, which names the key, for whatever does not fit.
     """
 
@@ -218,6 +224,7 @@ class Experiment(BaseModel):
     cluster: Cluster = Cluster()
     influence: InfluenceSettings = InfluenceSettings()
     tracking: TrackingSettings = TrackingSettings()
+    proxies: dict[str, str] = Field(default_factory=dict)
     chat_template: str | None = None
     max_overlap: float = Field(0.01, ge=0, le=1)
     trust_remote_code: bool = False
@@ -244,6 +251,8 @@ class Experiment(BaseModel):
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"datasets: domain '{name}' is described twice")
+        if TARGET in self.proxies:
+            raise ConfigError(f"proxies: '{TARGET}' is model_name_or_path; give another name")
         mixture = self.mixture
         named: dict[str, Any] = {"mixture.bounds": mixture.bounds}
         if isinstance(mixture.prior, dict):

@@ -13,10 +13,11 @@ from raymix.core.errors import ConfigError
 _KEY = "model_name_or_path"
 
 
-def check_model(name: str, weights: bool = True) -> None:
+def check_model(name: str, weights: bool = True, key: str = _KEY) -> None:
     """Refuse a local folder that holds no whole model, and models that are not decoder-only.
 
-    `weights` False: a description will do, as nothing is going to be trained.
+    `weights` False: a description will do, as nothing is going to be trained. `key`: where the
+    name stands.
 
     Raises:
         ConfigError: says which, before anything is loaded.
@@ -24,39 +25,39 @@ def check_model(name: str, weights: bool = True) -> None:
     path = Path(name)
     if not path.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ConfigError(f"{_KEY}: no folder '{name}'")
+            raise ConfigError(f"{key}: no folder '{name}'")
         return
     config = path / "config.json"
     if not config.is_file():
-        raise ConfigError(f"{_KEY}: '{name}' holds no config.json")
+        raise ConfigError(f"{key}: '{name}' holds no config.json")
     try:
         described = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{_KEY}: cannot read '{config}': {error}") from None
+        raise ConfigError(f"{key}: cannot read '{config}': {error}") from None
     if not isinstance(described, dict) or "model_type" not in described:
-        raise ConfigError(f"{_KEY}: '{config}' names no model_type")
+        raise ConfigError(f"{key}: '{config}' names no model_type")
     if described.get("is_encoder_decoder"):
         raise ConfigError(
-            f"{_KEY}: '{name}' is an encoder-decoder ({described['model_type']}); "
+            f"{key}: '{name}' is an encoder-decoder ({described['model_type']}); "
             "raymix tunes decoder-only models"
         )
     if weights and not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
-        raise ConfigError(f"{_KEY}: '{name}' holds no weights (*.safetensors)")
-    parameters(name)
+        raise ConfigError(f"{key}: '{name}' holds no weights (*.safetensors)")
+    parameters(name, key)
 
 
-def parameters(model: str) -> int | None:
+def parameters(model: str, key: str = _KEY) -> int | None:
     """Parameters in a local folder's safetensors files, read from their headers; None: no files.
 
     Raises:
         ConfigError: a file is damaged or was cut short.
     """
-    headers = [_header(path) for path in sorted(Path(model).glob("*.safetensors"))]
+    headers = [_header(path, key) for path in sorted(Path(model).glob("*.safetensors"))]
     sizes = [math.prod(t["shape"]) for h in headers for k, t in h.items() if k != "__metadata__"]
     return sum(sizes) or None
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path, key: str) -> dict[str, Any]:
     """Name, shape and place of every tensor in the file."""
     size = path.stat().st_size
     try:
@@ -66,7 +67,7 @@ def _header(path: Path) -> dict[str, Any]:
         ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        raise ConfigError(f"{_KEY}: '{path}' is no safetensors file, or damaged: {error}") from None
+        raise ConfigError(f"{key}: '{path}' is no safetensors file, or damaged: {error}") from None
     if size != whole:
-        raise ConfigError(f"{_KEY}: '{path}' is damaged: it has {size} of its {whole} bytes")
+        raise ConfigError(f"{key}: '{path}' is damaged: it has {size} of its {whole} bytes")
     return header

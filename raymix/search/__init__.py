@@ -7,6 +7,9 @@ from raymix.search.dirichlet import Dirichlet
 from raymix.search.fixed import Fixed
 from raymix.search.grid import Grid
 from raymix.search.ideal import Ideal
+from raymix.search.mos import MosSearch
+from raymix.search.online import Online
 from raymix.search.optuna import Optuna
+from raymix.search.proxy import Proxy
 
-__all__ = ["Dirichlet", "Fixed", "Grid", "Ideal", "Optuna"]
+__all__ = ["Dirichlet", "Fixed", "Grid", "Ideal", "MosSearch", "Online", "Optuna", "Proxy"]

@@ -1,22 +1,28 @@
-"""Laws that every searcher must keep; a law raises AssertionError where it is broken.
+"""Laws that every searcher and every reweighter must keep; AssertionError where one is broken.
 
 A new method gets one test:
 
     @pytest.mark.parametrize("law", SEARCHER_LAWS, ids=lambda law: law.__name__)
     def test_my_searcher(law):
         law(MySearcher())
+
+and a reweighter the same with `REWEIGHTER_LAWS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from raymix.core.codec import decode, encode, from_spec, to_spec
 from raymix.core.job import Diagnostic, Point, Spec, Status, TrainResult
 from raymix.core.mixture import Budget, Domain, Mixture, Space
+from raymix.core.signals import Decision, Reweighter, Signal, Signals
+from raymix.core.simplex import Vector
 from raymix.core.trial import History, Idle, Proposal, Role, Searcher, Trial
 from raymix.study.job import space_of
 from raymix.testing.toy import Toy
@@ -165,4 +171,152 @@ SEARCHER_LAWS: tuple[Callable[[Searcher], None], ...] = (
     pending_trials_count,
     failures_do_not_stop_it,
     any_number_of_domains,
+)
+
+
+# ---- reweighters ----
+
+
+def steered(size: int, targets: Sequence[str] = ()) -> Space:
+    """`size` domains, the first called "math"; then `targets`, which are never trained on."""
+    names = ["math", *(f"d{i}" for i in range(1, size)), *targets]
+    domains = tuple(Domain(n, 100 * i, 900 * i, 400 * i) for i, n in enumerate(names, start=1))
+    prior = Mixture.normalised(names, [1.0] * size + [0.0] * len(targets))
+    upper = (1.0,) * size + (0.0,) * len(targets)
+    count = len(names)
+    return Space(domains, Budget(1000), prior, (0.0,) * count, upper, (float("inf"),) * count)
+
+
+def excluding(space: Space, targets: Sequence[str] = ()) -> Space:
+    """`space` and `targets` after its domains; these have an upper bound of 0."""
+    more = tuple(Domain(name, 50, 500, 250) for name in targets)
+    none = (0.0,) * len(more)
+    domains = (*space.domains, *more)
+    return dataclasses.replace(
+        space,
+        domains=domains,
+        prior=space.prior.ordered([d.name for d in domains]),
+        lower=(*space.lower, *none),
+        upper=(*space.upper, *none),
+        max_epochs=(*space.max_epochs, *(1.0 for _ in more)),
+    )
+
+
+def window(
+    space: Space, step: int, seed: int = 7, absent: Sequence[int] = (), lr: float = 1e-3
+) -> Signals:
+    """Every signal there is after `step`, at random, but of the domains `absent` (by place)."""
+    random, size = rng(step, seed), len(space.names)
+    vectors = random.normal(size=(size, 4)) + 1.0
+    gram = vectors @ vectors.T
+    norms = np.sqrt(np.diag(gram))
+    losses = {signal: random.uniform(0.2, 3.0, size) for signal in Signal}
+    values: dict[Signal, Vector] = losses | {
+        Signal.EXCESS_LOSS: random.normal(size=size),
+        Signal.GRADIENT_GRAM: gram,
+        Signal.HIDDEN_SIMILARITY: gram / np.outer(norms, norms),
+    }
+    # Domains that are only measured have no tokens in any window, though they have values.
+    tokens = np.where(space.ceiling() > 0, random.integers(1, 99, size), 0).astype(np.float64)
+    for place in absent:
+        tokens[place] = 0
+        for value in values.values():
+            value[place] = np.nan
+            if value.ndim == 2:
+                value[:, place] = np.nan
+    return Signals(step, lr, space.prior, tokens, values)
+
+
+def steer(
+    reweighter: Reweighter[Any], space: Space, windows: Sequence[Signals], steps: int = 100
+) -> Iterator[tuple[Decision, Any]]:
+    """Each decision and the state after it, from `init` on; states pass through JSON."""
+    decision, state = reweighter.init(space, steps, 3)
+    yield decision, state
+    for signals in windows:
+        decision, state = reweighter.update(json.loads(json.dumps(state)), signals)
+        yield decision, state
+
+
+def _windows(reweighter: Reweighter[Any], space: Space, count: int = 6) -> list[Signals]:
+    return [window(space, reweighter.every * i) for i in range(1, count + 1)]
+
+
+def _valid(space: Space, decision: Decision) -> None:
+    """Raise AssertionError unless the mixtures are of the space."""
+    never = space.ceiling() <= 0
+    for mixture in (decision.sampling, decision.loss_weights, decision.gradient_weights):
+        if mixture is not None:
+            assert mixture.names == space.names
+            assert not mixture.array()[never].any(), f"{mixture} weights what is never trained on"
+    if decision.sampling is not None:
+        weights = decision.sampling.array()
+        assert np.all(weights >= np.asarray(space.lower) - _TOLERANCE), weights
+        assert np.all(weights <= space.ceiling() + _TOLERANCE), weights
+
+
+def same_state_and_signals_same_decision(reweighter: Reweighter[Any]) -> None:
+    """A decision is a function of state and signals, and neither is written to."""
+    space = steered(3, reweighter.targets)
+    windows = _windows(reweighter, space)
+    first, again = (list(steer(reweighter, space, windows)) for _ in range(2))
+    assert first == again
+    for (_, state), signals in zip(first, windows, strict=False):
+        before = repr((state, signals))
+        assert reweighter.update(state, signals) == reweighter.update(state, signals)
+        assert repr((state, signals)) == before
+
+
+def states_and_settings_are_json(reweighter: Reweighter[Any]) -> None:
+    """Resumed from JSON, by a reweighter made again from its description, it decides the same."""
+    fresh = from_spec(decode(Spec, json.loads(json.dumps(encode(to_spec(reweighter))))))
+    assert fresh == reweighter
+    space = steered(3, reweighter.targets)
+    windows = _windows(reweighter, space)
+    decision, state = reweighter.init(space, 100, 3)
+    for straight in list(steer(fresh, space, windows)):
+        assert straight == (decision, state)
+        assert json.loads(json.dumps(state, allow_nan=False)) == state
+        if windows:
+            decision, state = reweighter.update(state, windows.pop(0))
+
+
+def absent_domains_are_skipped(reweighter: Reweighter[Any]) -> None:
+    """Domains without a token in the window have NaN; any of them, or all, may be absent."""
+    space = steered(4, reweighter.targets)
+    everyone = range(len(space.names))
+    gone = [(0,), (1, 2), (0, 1, 2), tuple(everyone), (3,), ()]
+    windows = [
+        window(space, reweighter.every * i, absent=absent) for i, absent in enumerate(gone, 1)
+    ]
+    for decision, _ in steer(reweighter, space, windows):
+        _valid(space, decision)
+
+
+def decisions_are_allowed(reweighter: Reweighter[Any]) -> None:
+    """Mixtures are of the space, sampling keeps bounds and caps, what is excluded gets nothing."""
+    excluded = dataclasses.replace(steered(3), upper=(1.0, 1.0, 0.0))
+    for plain in (_TOY.space(), _TOY.space(6000, max_epochs=2.0), tight(), excluded):
+        space = excluding(plain, reweighter.targets)
+        for decision, _ in steer(reweighter, space, _windows(reweighter, space)):
+            _valid(space, decision)
+
+
+def any_number_of_domains_is_steered(reweighter: Reweighter[Any]) -> None:
+    """One domain, two, and six work; one always has all of the weight."""
+    for size in (1, 2, 6):
+        space = steered(size, reweighter.targets)
+        for decision, _ in steer(reweighter, space, _windows(reweighter, space)):
+            _valid(space, decision)
+            mixtures = (decision.sampling, decision.loss_weights, decision.gradient_weights)
+            if size == 1:
+                assert all(mixture is None or mixture.weights[0] == 1.0 for mixture in mixtures)
+
+
+REWEIGHTER_LAWS: tuple[Callable[[Reweighter[Any]], None], ...] = (
+    same_state_and_signals_same_decision,
+    states_and_settings_are_json,
+    absent_domains_are_skipped,
+    decisions_are_allowed,
+    any_number_of_domains_is_steered,
 )

@@ -95,6 +95,18 @@ def read(folder: Path) -> dict[str, Json]:
     return dict(state)
 
 
+def peek(folder: Path) -> dict[str, Json]:
+    """The state of a checkpoint, whose other files are not looked at.
+
+    Raises:
+        CheckpointError: there is no such state.
+    """
+    try:
+        return dict(json.loads((folder / _STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {folder} is not whole: {error}") from error
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether `folder` is one of ours; a model in Hugging Face form is not."""
     return (folder / _STATE).is_file()

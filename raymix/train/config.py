@@ -18,6 +18,7 @@ class Training(BaseModel):
     Batch sizes count rows, or packs of `max_length` tokens with `packing`. One optimizer step takes
     `per_device_train_batch_size * gradient_accumulation_steps * workers` of them.
     `warmup_steps` below 1 is a fraction of the budget. `bf16` None: on where the GPU has it.
+    `offload_gradients`: reweighters that compare the domains' gradients keep them in host memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,6 +41,7 @@ class Training(BaseModel):
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     attn_implementation: str | None = None
+    offload_gradients: bool = False
     eval_steps: int | None = Field(None, ge=1)
     eval_rows: int | None = Field(None, ge=1)
     save_steps: int | None = Field(None, ge=1)

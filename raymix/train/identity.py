@@ -24,7 +24,15 @@ def identity(job: TrainJob, setup: Setup) -> str:
 
 def turning(job: TrainJob, setup: Setup) -> str:
     """Fingerprint of how a job begins: jobs of equal ones may share their first stage."""
-    first = TrainJob(0, job.stages[:1], job.space, job.seed, job.model, start=job.start)
+    first = TrainJob(
+        0,
+        job.stages[:1],
+        job.space,
+        job.seed,
+        job.model,
+        reference=job.reference,
+        start=job.start,
+    )
     return identity(first, setup)
 
 
@@ -51,5 +59,6 @@ _HOW = {
     "gradient_checkpointing",
     "torch_compile",
     "attn_implementation",
+    "offload_gradients",
     "save_steps",
 }

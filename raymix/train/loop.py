@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
@@ -17,57 +18,27 @@ from torch import Tensor
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
 from raymix.core.job import Diagnostic, Json, Point, Status, TrainJob, TrainResult
-from raymix.core.mixture import Mixture
 from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
 from raymix.data.batches import Batches, Item, samplers
-from raymix.data.store import Table
 from raymix.data.stream import earlier
 from raymix.train import checkpoint
-from raymix.train.config import Setup
 from raymix.train.course import Course, expected_steps, joined
 from raymix.train.diagnose import influence, silent, told
-from raymix.train.evaluate import HeldOut, evaluate
+from raymix.train.evaluate import evaluate
 from raymix.train.identity import identity, previous, turning
-from raymix.train.measure import Window, loss_tokens, means, micro, passes
-from raymix.train.model import Model
-from raymix.train.optim import adamw, clip, moments, recall, set_moments
+from raymix.train.kit import Kit
+from raymix.train.measure import Window, means
+from raymix.train.optim import adamw, moments, recall, set_moments
 from raymix.train.pretrained import Shelf, save, shelf, start_from
+from raymix.train.reference import TokenLosses
 from raymix.train.rng import random_state, restore_random_state
 from raymix.train.shard import fill, together, whole
 from raymix.train.steer import Steering
+from raymix.train.step import Stepper
 from raymix.train.timetable import Timetable
 
 Report = Callable[[Point], bool]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What suits a device.
-
-    `norms`: so many steps' gradient norms are looked at together (each look waits for the GPU).
-    `width`: batches are a multiple of this wide (fewer shapes to compile for, tiles that fit).
-    `overhead`: what a pass costs beside its tokens, in tokens (see `measure.passes`).
-    """
-
-    norms: int
-    width: int
-    overhead: int
-
-
-_CPU = Pace(norms=1, width=1, overhead=256)
-_GPU = Pace(norms=50, width=64, overhead=4096)
-
-
-@dataclass(frozen=True)
-class Kit:
-    """What a job is run with: the worker keeps it between jobs. Tables are one per domain [K]."""
-
-    setup: Setup
-    model: Model
-    train: Sequence[Table]
-    held: HeldOut
-    test: HeldOut | None
 
 
 class Run:
@@ -80,11 +51,12 @@ class Run:
         self.course = Course(np.zeros(len(job.space.names)))
         self.window = Window(len(job.space.names), self.world.device)
         self.batches: list[Batches] = []
+        self.mix: dict[str, float] = {}
+        self.token_losses: dict[Path | None, TokenLosses] = {}
         self.shelf: Shelf | None = None
         self.lr = 0.0
         self.diagnostics: dict[str, Json] = {}
         self._norms: list[Tensor] = []
-        self._pace = _GPU if self.world.device.type == "cuda" else _CPU
         self.folder = Path(kit.setup.output_dir) / "checkpoints" / f"trial-{job.trial}"
         self.fingerprint = identity(job, kit.setup)
 
@@ -116,6 +88,7 @@ class Run:
         self.optimizer = adamw(self.model.parameters, self.training)
         if job.trained and job.start is not None:
             recall(self.optimizer, self.model.parameters, Path(job.start), self.world)
+        self.stepper = Stepper(self.kit, self.optimizer, self.window)
         self.model.module.train()
         self.batches = self._plan()
         steps = [expected_steps(batches) for batches in self.batches]
@@ -141,13 +114,21 @@ class Run:
         if number:
             # What the stages before have drawn may differ from what was expected of them.
             batches.sampler.follow(earlier(job.stages, course.drawn, len(job.space.names)))
-        steering = Steering(stage.reweighter, job.space, self.world, course.begun[number])
+        begun, steps = course.begun[number], self.timetable.steps[number]
+        steering = Steering(stage.reweighter, self.kit, job, batches, begun, steps, self._fixed)
         if saved is None:
-            _move(batches, steering.start(job.space, self.timetable.steps[number], job.seed))
+            steering.start()
         else:
             batches.restore(saved["batches"])
             steering.restore(saved["steering"])
+        self._show(steering)
         return steering
+
+    def _fixed(self, weights: Path | None) -> TokenLosses:
+        """Losses of train rows under weights that do not move; one for all stages."""
+        if weights not in self.token_losses:
+            self.token_losses[weights] = TokenLosses(self.kit, self.job, weights)
+        return self.token_losses[weights]
 
     def _stage(self, number: int, saved: Json | None) -> bool:
         """Spend one stage's budget; False when the answer to a report was to stop."""
@@ -161,17 +142,15 @@ class Run:
                 break
             self.lr = lr
             self._step(items, steering)
-            course.count(items, steering.loss_weights or mixture)
+            course.count(items, steering.weights or mixture)
             self._watch()
             progress = self.timetable.progress(number, batches.progress)
             # The end of the job has its own report and its own checkpoint.
             reports = progress < 1.0 and _every(self.training.eval_steps, course.step)
             saves = progress < 1.0 and _every(self.training.save_steps, course.step)
-            losses = None
-            if reports or steering.wants(Signal.VALIDATION_LOSS, course.step):
-                losses = evaluate(self.model, self.kit.held)
-            if steering.due(course.step):
-                _move(batches, steering.update(course.step, self.lr, mixture, losses))
+            losses = evaluate(self.model, self.kit.held) if reports else None
+            if steering.due(course.step) and not steering.at_once(course.step):
+                self._ask(steering, course.step, losses)
             goes_on = not reports or self._report(progress, losses)
             if saves or (self.training.save_steps and not goes_on):
                 self._save(batches, steering)
@@ -186,6 +165,26 @@ class Run:
             self.diagnostics["turn"] = course.checkpoint
         return True
 
+    def _step(self, items: list[Item], steering: Steering) -> None:
+        """One optimizer step on `items`, which are those of all ranks."""
+        step = self.course.step + 1
+        decide = partial(self._ask, steering, step) if steering.at_once(step) else None
+        self._norms.append(self.stepper.take(items, step, self.lr, steering, decide))
+
+    def _ask(self, steering: Steering, step: int, losses: Vector | None = None) -> None:
+        """Have the reweighter decide, at optimizer step number `step`; a collective call."""
+        # What has gone to NaN is the training's fault; the reweighter would only hand it on.
+        self._watch(now=True)
+        if losses is None and steering.wants(Signal.VALIDATION_LOSS, step):
+            losses = evaluate(self.model, self.kit.held)
+        steering.update(step, self.lr, losses)
+        self._show(steering)
+
+    def _show(self, steering: Steering) -> None:
+        """Have reports tell the mixture and the weights in force."""
+        shares = steering.batches.mixture.array()
+        self.mix = _present("mix/{}/share", self.job.space.names, shares) | steering.metrics()
+
     def _boundary(self, number: int, steering: Steering) -> bool:
         """Report the end of a stage that others follow; False when the answer is to stop."""
         course, batches = self.course, self.batches[number]
@@ -199,41 +198,13 @@ class Run:
             self._save(batches, steering)
         return False
 
-    def _step(self, items: list[Item], steering: Steering) -> None:
-        """One optimizer step on `items`, which are those of all ranks.
-
-        Every rank takes its contiguous part of each pass, which is nothing where there are fewer
-        items than ranks: FSDP2 needs the same passes on all. Losses are divided by counts over the
-        whole step, so the gradient does not depend on how the step is cut up.
-        """
-        training, world = self.training, self.world
-        tokens = loss_tokens(items, len(self.kit.train))
-        scale = steering.scale(tokens)
-        windows = [self.window, *steering.windows]
-        limit = training.per_device_train_batch_size * world.size
-        for part in passes(items, limit, world.size, self._pace.overhead):
-            each = -(-len(part) // world.size)
-            mine = part[each * world.rank : each * (world.rank + 1)]
-            batch = micro(mine, self.kit.train, scale, world.device, self._pace.width)
-            losses = self.model.losses(batch)
-            torch.autograd.backward((losses * batch.scale).sum())
-            for window in windows:
-                window.add(batch, losses)
-        for window in windows:
-            window.count(tokens)
-        self._norms.append(clip(self.model.parameters.values(), training.max_grad_norm, world))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
     def _watch(self, now: bool = False) -> None:
         """Stop a training that has gone to NaN; all ranks see the same norms.
 
         Raises:
             TrainingError: says at which step.
         """
-        if not self._norms or not (now or len(self._norms) >= self._pace.norms):
+        if not self._norms or not (now or len(self._norms) >= self.kit.pace.norms):
             return
         norms = torch.stack(self._norms).tolist()
         first = self.course.step - len(norms) + 1
@@ -257,9 +228,7 @@ class Run:
             metrics["train/lr"] = self.lr
             metrics |= _present("train/{}/loss", names, means(sums, tokens))
         number = max(0, min(course.stage, len(self.job.stages) - 1))
-        if self.job.stages:
-            shares = self.batches[number].mixture.array()
-            metrics |= _present("mix/{}/share", names, shares)
+        metrics |= self.mix
         if final:
             metrics |= self._verdict()
         self.window.clear()
@@ -310,11 +279,13 @@ class Run:
         world, folder = self.world, folder or self.folder
         state = {
             "job": self.fingerprint,
+            "base": self.model.path,
             "turn": turning(self.job, self.kit.setup),
             "diagnostics": self.diagnostics,
             "course": self.course.state(self._seconds()),
             "window": self.window.state(world),
             "lr": self.lr,
+            "mix": self.mix,
             "random": world.gathered(random_state(world.device)),
             "batches": batches and batches.state(),
             "steering": steering and steering.state(),
@@ -351,7 +322,7 @@ class Run:
         else:
             self.course.branch()
         self.window.restore(saved["window"], world)
-        self.lr = saved["lr"]
+        self.lr, self.mix = saved["lr"], saved.get("mix", {})
         if len(saved["random"]) == world.size:
             restore_random_state(saved["random"][world.rank], world.device)
         return saved if saved["batches"] is not None else None
@@ -377,11 +348,6 @@ class Run:
             spent=replace(spent, gpu_seconds=gpus * spent.seconds),
             error=error,
         )
-
-
-def _move(batches: Batches, mixture: Mixture | None) -> None:
-    if mixture is not None:
-        batches.set_mixture(mixture)
 
 
 def _every(steps: int | None, step: int) -> bool:

@@ -57,7 +57,8 @@ class Micro:
 
     `index` [N]: places in the flattened [P * T] tokens whose prediction is judged; `targets` [N]:
     the tokens that come next; `domains` [N]: their domains; `scale` [N]: what a token's loss counts
-    in the step's loss.
+    in the step's loss; `reference` [N]: its loss under the reference weights, where they are asked
+    about.
     """
 
     input_ids: Tensor
@@ -66,6 +67,13 @@ class Micro:
     targets: Tensor
     domains: Tensor
     scale: Tensor
+    reference: Tensor | None = None
+
+
+def share(part: Sequence[Item], rank: int, ranks: int) -> Sequence[Item]:
+    """The contiguous part of a pass that worker `rank` of `ranks` takes; it may be empty."""
+    each = -(-len(part) // ranks)
+    return part[each * rank : each * (rank + 1)]
 
 
 def micro(
@@ -74,6 +82,7 @@ def micro(
     scale: NDArray[np.float32],
     device: torch.device,
     multiple: int = 1,
+    reference: NDArray[np.float32] | None = None,
 ) -> Micro:
     """The tensors of `items`; of a batch without any loss where there are none.
 
@@ -83,6 +92,7 @@ def micro(
         scale: weight of a token of each domain in the step's loss [K].
         device: where the tensors go.
         multiple: width is padded to a multiple of this.
+        reference: loss of each loss-bearing token under other weights [N], item by item.
     """
     if not items:
         nothing = np.zeros(0, dtype=np.int64)
@@ -106,6 +116,7 @@ def micro(
         put(targets),
         put(domains),
         put(scale[domains]),
+        None if reference is None else put(reference),
     )
 
 

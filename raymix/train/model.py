@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from raymix.core.errors import TrainingError
 from raymix.train.measure import Micro
 from raymix.train.shard import World, fill, local, reshard
 
@@ -34,7 +35,8 @@ class Model:
         if head is not None:
             head.register_forward_pre_hook(self._head)
         # Only after a first forward is FSDP2 done moving its shards about in memory.
-        self._selects = self._probe() and head is not None
+        self._headed = head is not None
+        self._selects = self._probe() and self._headed
         reshard(module)
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         kept = [*module.named_parameters(), *module.named_buffers()]
@@ -74,6 +76,21 @@ class Model:
         """Loss of each loss-bearing token of `micro` [N], nats, fp32."""
         logits = self.logits(micro.input_ids, micro.position_ids, micro.index)
         return cross_entropy(logits.float(), micro.targets, reduction="none")
+
+    def seen(self, micro: Micro) -> tuple[Tensor, Tensor]:
+        """Loss of each loss-bearing token [N], and the last hidden states [P, T, H]; no gradient.
+
+        Raises:
+            TrainingError: the model has no output embedding, whose input they are.
+        """
+        if not self._headed:
+            raise TrainingError(f"model '{self.path}' does not show its last hidden states")
+        with torch.no_grad():
+            self._head.keeps = True
+            losses = self.losses(micro)
+            states, self._head.keeps, self._head.states = self._head.states, False, None
+        assert states is not None
+        return losses, states
 
     def logits(self, ids: Tensor, positions: Tensor | None, index: Tensor) -> Tensor:
         """Logits [N, V] at the places `index` of the flattened [P * T] tokens."""
@@ -140,12 +157,17 @@ class _Head:
     """Keeps the places in `index` of what the output embedding is given: most bear no loss.
 
     What follows the head in the model's forward (scaling, soft-capping) then runs on [1, N, V].
+    While it `keeps`, all that the head was given last is in `states`.
     """
 
     def __init__(self) -> None:
         self.index: Tensor | None = None
+        self.keeps = False
+        self.states: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self.keeps:
+            self.states = inputs[0]
         if self.index is None:
             return None
         return (inputs[0].flatten(0, 1).index_select(0, self.index)[None], *inputs[1:])

@@ -241,13 +241,42 @@ _MARKS = ("config.json", "adapter_config.json")
 
 def _tokenizer(path: str, setup: Setup) -> Any:
     path = setup.tokenizer or path
+    tokenizer = _tokenizer_at(path, setup)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=setup.trust_remote_code)
         if setup.chat_template is not None:
             tokenizer.chat_template = Path(setup.chat_template).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise TrainingError(f"cannot load tokenizer '{path}': {error}") from error
     return tokenizer
+
+
+def _tokenizer_at(path: str, setup: Setup) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=setup.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot load tokenizer '{path}': {error}") from error
+
+
+def same_tokenizer(folder: Path, path: str, setup: Setup) -> None:
+    """Refuse a model in `folder` that comes with another vocabulary than the model at `path`.
+
+    Raises:
+        TrainingError: names both. A folder without a tokenizer is taken at its word.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return
+    theirs, ours = (
+        _tokenizer_at(str(folder), setup),
+        _tokenizer_at(setup.tokenizer or path, setup),
+    )
+    if theirs.get_vocab() != ours.get_vocab():
+        raise TrainingError(
+            f"the model in {folder} has another tokenizer than '{setup.tokenizer or path}': their "
+            "losses per token cannot be compared"
+        )
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def save(model: Model, shelf: Shelf) -> None:

@@ -148,6 +148,20 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
+def like(tensor: Tensor, part: Tensor) -> Tensor:
+    """What is sharded as `tensor` is, of which this rank holds `part`, sharing its memory."""
+    if not isinstance(tensor, DTensor):
+        return part
+    return DTensor.from_local(
+        part,
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of `tensor`, in host memory; a collective call where it is sharded."""
     with torch.no_grad():

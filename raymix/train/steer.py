@@ -2,136 +2,181 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymix.core.codec import from_spec
-from raymix.core.errors import TrainingError
-from raymix.core.job import Json, Spec
-from raymix.core.mixture import Mixture, Space
-from raymix.core.signals import Decision, Reweighter, Signal, Signals
+from raymix.core.errors import RaymixError, TrainingError
+from raymix.core.job import Json, Spec, TrainJob
+from raymix.core.mixture import Mixture
+from raymix.core.signals import Decision, Reweighter, Signal, Signals, named
 from raymix.core.simplex import Vector
-from raymix.train.measure import Window, means
-from raymix.train.shard import World, together
+from raymix.data.batches import Batches
+from raymix.train.instruments import SUMMED, Instruments, rows_of
+from raymix.train.kit import Kit
+from raymix.train.reference import TokenLosses
+from raymix.train.shard import together
 
-_MEASURED = frozenset({Signal.DOMAIN_LOSS, Signal.VALIDATION_LOSS})
+_SHOWN = frozenset({Signal.DOMAIN_LOSS, Signal.VALIDATION_LOSS})
+"""Signals with curves of their own: `train/<domain>/loss`, `eval/<domain>/loss`."""
 
 
 class Steering:
-    """A stage's reweighter (or none) with its state, its window and the loss weights in force.
+    """A stage's reweighter (or none) with its state, its instruments and the weights in force.
 
-    `begun`: the job's optimizer steps before the stage; a reweighter counts the stage's own.
+    `weights` are of the domains' mean losses in the step, or of their gradients: as long as they
+    are known beforehand that is the same. None: every token of the step counts the same.
+
+    Args:
+        spec: the reweighter.
+        kit: model and tables.
+        job: space, seed and reference.
+        batches: of the stage; their mixture is moved.
+        begun: the job's optimizer steps before the stage; a reweighter counts the stage's own.
+        steps: that the stage is expected to take.
+        kept: gives the losses of train rows under weights that do not move.
     """
 
-    def __init__(self, spec: Spec | None, space: Space, world: World, begun: int = 0) -> None:
+    def __init__(
+        self,
+        spec: Spec | None,
+        kit: Kit,
+        job: TrainJob,
+        batches: Batches,
+        begun: int,
+        steps: int,
+        kept: Callable[[Path | None], TokenLosses],
+    ) -> None:
         self.reweighter: Reweighter[Any] | None = from_spec(spec) if spec else None
-        self.loss_weights: Mixture | None = None
-        self._begun = begun
-        self.window = Window(len(space.names), world.device)
-        self._names, self._world, self._state = space.names, world, None
+        self.weights: Mixture | None = None
+        self.instruments: Instruments | None = None
         if self.reweighter is not None:
-            _refuse(self.reweighter)
+            self.instruments = Instruments(self.reweighter, kit, job, batches, kept)
+        self.batches, self._job, self._begun, self._steps = batches, job, begun, steps
+        self._names, self._world, self._state = job.space.names, kit.model.world, None
+        self._heard: dict[str, list[float]] = {}
 
-    def start(self, space: Space, steps: int, seed: int) -> Mixture | None:
-        """Ask for the decision of step 0; returns the mixture to sample from, if it says one."""
-        if self.reweighter is None:
-            return None
-        decision = Decision()
-        with together(self._world):
-            if self._world.first:
-                decision, self._state = self.reweighter.init(space, steps, seed)
-        return self._heed(decision)
+    def start(self) -> None:
+        """Ask for the decision of step 0; a collective call."""
+        reweighter, job = self.reweighter, self._job
+        if reweighter is not None:
+            self._ask(lambda: reweighter.init(job.space, self._steps, job.seed))
 
     def due(self, step: int) -> bool:
         """Whether an update follows the job's optimizer step number `step` (the first is 1)."""
         return self.reweighter is not None and (step - self._begun) % self.reweighter.every == 0
 
-    def wants(self, signal: Signal, step: int) -> bool:
-        """Whether the reweighter asks for `signal` after optimizer step number `step`."""
-        return self.due(step) and self._needs(signal)
+    def at_once(self, step: int) -> bool:
+        """Whether an update is due in `step` itself, which waits for it."""
+        return self.due(step) and self.reweighter is not None and self.reweighter.same_step
 
-    def _needs(self, signal: Signal) -> bool:
-        return self.reweighter is not None and signal in self.reweighter.needs
+    def wants(self, signal: Signal, step: int) -> bool:
+        """Whether the reweighter asks for `signal` in the update of optimizer step `step`."""
+        return self.due(step) and self.reweighter is not None and signal in self.reweighter.needs
 
     @property
-    def windows(self) -> tuple[Window, ...]:
-        """What must be told of each pass: the signals' window, where someone looks at it."""
-        return () if self.reweighter is None else (self.window,)
+    def sums(self) -> bool:
+        """Whether a signal is a mean over the steps' tokens."""
+        return self.reweighter is not None and bool(self.reweighter.needs & SUMMED)
 
-    def update(
-        self, step: int, lr: float, mixture: Mixture, validation: Vector | None
-    ) -> Mixture | None:
-        """Show the window to the reweighter; returns the mixture to sample from, if it says one.
+    def update(self, step: int, lr: float, validation: Vector | None) -> None:
+        """Show the window to the reweighter, and heed what it says; a collective call."""
+        reweighter, instruments = self.reweighter, self.instruments
+        assert reweighter is not None
+        assert instruments is not None
+        since = step - self._begun
+        foreseen = max(1, (self._steps - since) // reweighter.every + 1)
+        tokens, values = instruments.read(foreseen, validation)
+        self._heard = {
+            signal.value: rows_of(values[signal]).tolist()
+            for signal in sorted(values.keys() - _SHOWN)
+        }
+        signals = Signals(since, lr, self.batches.mixture, tokens, values)
+        self._ask(lambda: reweighter.update(self._state, signals))
 
-        A collective call.
-        """
-        assert self.reweighter is not None
-        values = {}
-        if self._needs(Signal.DOMAIN_LOSS):
-            values[Signal.DOMAIN_LOSS] = means(self.window.sums(self._world), self.window.tokens)
-        if validation is not None and self._needs(Signal.VALIDATION_LOSS):
-            values[Signal.VALIDATION_LOSS] = validation
-        signals = Signals(step - self._begun, lr, mixture, self.window.tokens.copy(), values)
-        self.window.clear()
+    def _ask(self, question: Callable[[], tuple[Decision, Json]]) -> None:
         decision = Decision()
         with together(self._world):
             if self._world.first:
-                decision, self._state = self.reweighter.update(self._state, signals)
-        return self._heed(decision)
+                with _blamed(self.reweighter):
+                    decision, self._state = question()
+        with _blamed(self.reweighter):
+            self._heed(self._world.told(decision))
 
-    def _heed(self, decision: Decision) -> Mixture | None:
-        decision = self._world.told(decision)
-        for name in ("gradient_weights", "restore"):
-            if getattr(decision, name) is not None:
-                raise TrainingError(f"a reweighter decided on {name}, which is not supported yet")
-        if decision.loss_weights is not None:
-            self.loss_weights = decision.loss_weights.ordered(self._names)
-        return decision.sampling
+    def _heed(self, decision: Decision) -> None:
+        if decision.restore is not None:
+            raise TrainingError("it decided on restore, which is not supported yet")
+        if decision.loss_weights is not None and decision.gradient_weights is not None:
+            raise TrainingError("it decided on loss_weights and gradient_weights at once")
+        weights = decision.loss_weights or decision.gradient_weights
+        if weights is not None:
+            self.weights = self._spared(weights)
+        if decision.sampling is not None:
+            self.batches.set_mixture(self._spared(decision.sampling))
+
+    def _spared(self, mixture: Mixture) -> Mixture:
+        """`mixture` over all domains, none of it a target's."""
+        whole = mixture.ordered(self._names)
+        for target in self.reweighter.targets if self.reweighter is not None else ():
+            if whole.as_dict()[target] > 0:
+                raise TrainingError(f"it gives weight to its target '{target}'")
+        return whole
 
     def scale(self, tokens: Vector) -> NDArray[np.float32]:
         """What one token of each domain counts [K] in a step that has `tokens` [K] of loss.
 
-        Without loss weights the step's loss is the mean over its tokens; with weights w it is
-        sum_k w_k * (mean over the tokens of domain k).
+        Without weights the step's loss is the mean over its tokens; with weights w it is
+        sum_k w_k * (mean over the tokens of domain k): absent domains add nothing, and nobody
+        takes their place.
         """
-        if self.loss_weights is None:
+        if self.weights is None:
             return np.full(len(tokens), 1.0 / max(1.0, float(tokens.sum())), dtype=np.float32)
-        return (self.loss_weights.array() / np.maximum(tokens, 1.0)).astype(np.float32)
+        return (self.weights.array() / np.maximum(tokens, 1.0)).astype(np.float32)
+
+    def metrics(self) -> dict[str, float]:
+        """What was last heard, one number a domain (see `rows_of`), and the weights in force."""
+        columns = {**self._heard}
+        if self.weights is not None:
+            columns["weight"] = self.weights.array().tolist()
+        return {
+            f"reweight/{name}/{domain}": value
+            for name, values in columns.items()
+            for domain, value in zip(self._names, values, strict=True)
+            if not np.isnan(value)
+        }
 
     def state(self) -> Json:
         """Plain JSON for the checkpoint; a collective call."""
         return {
             "reweighter": self._state,
-            "loss_weights": self.loss_weights and self.loss_weights.as_dict(),
-            "window": self.window.state(self._world),
+            "weights": self.weights and self.weights.as_dict(),
+            "instruments": self.instruments and self.instruments.state(),
+            "heard": self._heard,
         }
 
     def restore(self, state: Json) -> None:
         """Go on from `state`."""
-        self._state = state["reweighter"]
-        weights = state["loss_weights"]
-        self.loss_weights = Mixture.of(weights) if weights else None
-        self.window.restore(state["window"], self._world)
+        self._state, self._heard = state["reweighter"], state["heard"]
+        self.weights = Mixture.of(state["weights"]) if state["weights"] else None
+        if self.instruments is not None:
+            self.instruments.restore(state["instruments"])
 
 
-def _refuse(reweighter: Reweighter[Any]) -> None:
-    """Say at the start what this version cannot measure."""
+@contextmanager
+def _blamed(reweighter: object) -> Iterator[None]:
+    """Say whose decision it was that cannot be followed, or whose code failed."""
     name = type(reweighter).__name__
-    for signal in sorted(reweighter.needs - _MEASURED):
-        raise TrainingError(
-            f"reweighter {name} needs signal '{signal}', which workers cannot measure yet"
-        )
-    if reweighter.same_step:
-        raise TrainingError(
-            f"reweighter {name} decides about the step it has just seen (same_step), which is not "
-            "supported yet"
-        )
-    if reweighter.targets:
-        raise TrainingError(
-            f"reweighter {name} has target '{reweighter.targets[0]}': domains that are evaluated "
-            "but not trained on are not supported yet"
-        )
-    if reweighter.every < 1:
-        raise TrainingError(f"{name}.every must be at least 1, got {reweighter.every}")
+    try:
+        with named(reweighter):
+            yield
+    except RaymixError as error:
+        if f"reweighter {name}" in str(error):
+            raise
+        raise TrainingError(f"reweighter {name}: {error}") from error
+    except Exception as error:
+        raise TrainingError(f"reweighter {name}: {type(error).__name__}: {error}") from error

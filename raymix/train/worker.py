@@ -15,7 +15,8 @@ from raymix.core.job import Prompt, Status, Trainable, TrainJob, TrainResult
 from raymix.data.store import Table, open_table
 from raymix.train.config import Setup
 from raymix.train.evaluate import HeldOut
-from raymix.train.loop import Kit, Report, Run
+from raymix.train.kit import Kit
+from raymix.train.loop import Report, Run
 from raymix.train.model import Model
 from raymix.train.pretrained import load
 from raymix.train.shard import World, together
@@ -127,8 +128,6 @@ def _refuse(job: TrainJob) -> None:
             f"diagnostic '{min(job.measure)}' is of a trained model, but this job neither trains "
             "nor starts from a checkpoint"
         )
-    if job.reference is not None:
-        raise TrainingError("a reference model (job.reference) is not supported yet")
 
 
 def _fits(table: Table, model: Model) -> None:

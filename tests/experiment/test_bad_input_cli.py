@@ -244,7 +244,7 @@ def test_a_training_that_goes_to_nan_is_recorded_and_the_search_goes_on(
         steps.append(1)
         return torch.tensor(torch.nan) if len(steps) == 1 else clip(*arguments)
 
-    monkeypatch.setattr("raymix.train.loop.clip", exploding)
+    monkeypatch.setattr("raymix.train.step.clip", exploding)
     told = invoke("tune", write(mixture__budget=64))
     assert told.exit_code == 0, told.output
     assert "Traceback" not in told.output
@@ -276,7 +276,7 @@ def test_what_was_stopped_says_how_to_go_on(write, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raymix.train.loop.clip", interrupted)
+    monkeypatch.setattr("raymix.train.step.clip", interrupted)
     file = write()
     told = invoke("tune", file, "search.searchers=[dirichlet, grid]")
     assert told.exit_code == 130

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripted import steered
 from tiny_tables import DOMAINS, VOCABULARY, write_rows
 
-from raymix.core.job import Stage, TrainJob
+from raymix.core.job import Stage, Status, TrainJob
 from raymix.core.mixture import Budget, Domain, Mixture, Space, Unit
 from raymix.data.store import open_table
 from raymix.train.config import Setup, Training
+from raymix.train.worker import Worker
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +181,23 @@ def keep_points():
             return True
 
     return Kept()
+
+
+@pytest.fixture
+def heard(tmp_path, keep_points):
+    """Runs a job with a reweighter; gives its result and what the reweighter heard."""
+
+    def run(worker, job, reweighter):
+        path = tmp_path / "heard.json"
+        result = worker.run(steered(job, replace(reweighter, path=str(path))), keep_points)
+        assert result.status is Status.DONE, result.error
+        return result, json.loads(path.read_text())
+
+    return run
+
+
+@pytest.fixture
+def reference(setup_of, job_of, keep_points, tmp_path):
+    """The folder of a checkpoint of the model after a few steps."""
+    setup = replace(setup_of(), output_dir=str(tmp_path / "reference"))
+    return Worker(setup).run(job_of(160, seed=8, keep=True), keep_points).checkpoint

@@ -223,14 +223,15 @@ def test_loss_weights_make_the_weighted_mean_of_domain_means(
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        (Probe(needs=frozenset({Signal.GRADIENT_GRAM})), "signal 'gradient_gram'"),
-        (Probe(targets=("dogs",)), "target 'dogs'"),
-        (Probe(same_step=True), "same_step"),
+        (Probe(needs=frozenset({Signal.EXCESS_LOSS})), "names no reference model"),
+        (Probe(targets=("dogs",)), "Probe has target 'dogs', which is no domain; known: ants"),
+        (Probe(targets=("cots",)), "(did you mean 'cats'?)"),
+        (Probe(targets=("cats",)), "target 'cats', which may be trained on"),
         (Probe(every=0), "every must be at least 1"),
-        (Probe(rollback=1), "restore"),
+        (Probe(rollback=1), "reweighter Probe: it decided on restore, which is not supported"),
     ],
 )
-def test_what_is_not_measured_yet_is_refused(probe, message, setup_of, job_of, keep_points):
+def test_what_cannot_be_is_refused(probe, message, setup_of, job_of, keep_points):
     result = Worker(setup_of()).run(job_of(stage={"reweighter": to_spec(probe)}), keep_points)
     assert result.status is Status.FAILED
     assert message in result.error
