@@ -20,12 +20,13 @@ from scipy import stats
 
 from raymix.cli import run as tune
 from raymix.core.mixture import Mixture
-from raymix.core.trial import History, Trial
+from raymix.core.trial import Trial
 from raymix.experiment.build import prepare, space
 from raymix.experiment.config import ConfirmSettings, Experiment, SearcherSettings
 from raymix.experiment.load import load
 from raymix.report.style import matplotlib_of
 from raymix.search.agreement import spearman
+from raymix.study.record import Record, read
 from raymix.testing.grid import read_grid
 
 STEPS = (0.1, 0.15, 0.3, 0.5)
@@ -58,19 +59,13 @@ def our_arms() -> dict[str, dict[str, Any]]:
 def with_arms(
     experiment: Experiment, arms: Mapping[str, Mapping[str, Any]], seeds: int, folder: Path
 ) -> Experiment:
-    """The experiment with every arm as a searcher, once for each seed."""
+    """The experiment with every arm as a searcher."""
     searchers = tuple(
-        SearcherSettings(
-            type="Ideal",
-            name=f"{name} #{seed}",
-            settings={**settings, "first": seed},
-        )
+        SearcherSettings(type="Ideal", name=name, settings=dict(settings))
         for name, settings in arms.items()
-        for seed in range(seeds)
     )
-    search = experiment.search.model_copy(
-        update={"searchers": searchers, "confirm": ConfirmSettings(top_k=0, seeds=0)}
-    )
+    asked = {"searchers": searchers, "seeds": seeds, "confirm": ConfirmSettings(top_k=0, seeds=0)}
+    search = experiment.search.model_copy(update=asked)
     study = experiment.study.model_copy(update={"output_dir": str(folder), "name": folder.name})
     return experiment.model_copy(update={"search": search, "study": study})
 
@@ -97,12 +92,11 @@ class Run:
         return self.end.score - self.against.score
 
 
-def runs(history: History) -> Iterator[Run]:
+def runs(record: Record) -> Iterator[Run]:
     """What came of every arm; one that failed is left out, and told of."""
-    methods = dict.fromkeys(t.method for t in history if " #" in t.method)
-    for method in methods:
-        own = [t for t in history if t.method == method and t.finished]
-        arm, _, seed = method.rpartition(" #")
+    for method, member in record.members.items():
+        own = [t for t in record.history if t.method == method and t.finished]
+        arm, seed = member.group, member.repeat
         kinds = {kind: [t for t in own if t.proposal.note["kind"] == kind] for kind in _KINDS}
         if not kinds["start"] or not kinds["step"]:
             console.print(f"{method} came to nothing: its trainings failed")
@@ -113,7 +107,7 @@ def runs(history: History) -> Iterator[Run]:
         paper = arm.startswith(("m=", "epochs="))
         end = steps[-1] if paper else min((start, *steps), key=lambda t: t.score)
         control = kinds["control"][0] if kinds["control"] else None
-        yield Run(arm, int(seed), start, end, control, tuple(steps))
+        yield Run(arm, seed, start, end, control, tuple(steps))
 
 
 _KINDS = ("start", "step", "control")
@@ -275,9 +269,11 @@ def main(
     within = space(experiment, prepare(experiment).domains)
     epoch = sum(domain.size(within.budget.unit) for domain in within.domains)
     arms = {**paper_arms(epoch), **our_arms()}
-    whole = list(runs(tune(with_arms(experiment, arms, seeds, folder / "all"), resume).history))
+    tune(with_arms(experiment, arms, seeds, folder / "all"), resume)
+    whole = list(runs(read(folder / "all")))
     few = {name: arms[name] for name in (f"m=0.15 {word}" for word in STARTS)}
-    fewer = list(runs(tune(with_arms(less, few, seeds, folder / "fewer"), resume).history))
+    tune(with_arms(less, few, seeds, folder / "fewer"), resume)
+    fewer = list(runs(read(folder / "fewer")))
     grid = None if config else read_grid(5)
 
     def regret(mixture: Mixture) -> float:

@@ -143,7 +143,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a training cost. `gpu_seconds` is wall time times the GPUs held (0 on CPU)."""
+    """What a training cost. `gpu_seconds` is wall time times the GPUs held (0 on CPU).
+
+    `extra`: tokens that passed through the model beside the optimizer steps' own, counted as tokens
+    of a training step: a forward pass alone is a third of one, forward and backward a whole, one
+    backward pass more two thirds. Evaluations are not counted.
+    """
 
     steps: int = 0
     rows: int = 0
@@ -151,6 +156,7 @@ class Spent:
     loss_tokens: int = 0
     seconds: float = 0.0
     gpu_seconds: float = 0.0
+    extra: int = 0
 
 
 @dataclass(frozen=True)

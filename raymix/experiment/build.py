@@ -8,15 +8,17 @@ import numpy as np
 
 from raymix import search
 from raymix.core.errors import ConfigError, nearest
-from raymix.core.job import Json
+from raymix.core.job import Json, Strategy
 from raymix.core.mixture import Budget, Domain, Mixture, Space
+from raymix.core.trial import Searcher
 from raymix.data.prepare import DataSpec, Prepared
 from raymix.data.prepare import prepare as prepare_data
 from raymix.experiment.algorithm import check_reweighter, kind_of, searcher
 from raymix.experiment.config import TARGET, Experiment, SearcherSettings
 from raymix.experiment.model import check_model
+from raymix.search.perturb import Perturb
 from raymix.strategy.multitask import MultiTask
-from raymix.study.plan import Confirm, Method, Plan
+from raymix.study.plan import Confirm, Method, Plan, seeded
 from raymix.train.config import Setup
 
 _MOST_EPOCHS = 10_000
@@ -82,17 +84,33 @@ def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
     return found
 
 
+def strategy() -> Strategy:
+    """In which order a mixture is trained."""
+    return MultiTask()
+
+
 def plan(experiment: Experiment, within: Space) -> Plan:
-    """What the study is to do in the space `within`."""
+    """What the study is to do in the space `within`.
+
+    Raises:
+        ConfigError: what is to be searched, or confirmed, does not fit; there is nothing to mix.
+    """
     settings = experiment.search
+    methods = tuple(
+        method
+        for asked in settings.searchers
+        for method in seeded(_method(asked, experiment, within), asked.seeds or settings.seeds)
+    )
+    _check_choice(methods, within)
     return Plan(
         space=within,
-        strategy=MultiTask(),
+        strategy=strategy(),
         objective=settings.goal(),
-        methods=tuple(_method(s, experiment, within) for s in settings.searchers),
+        methods=methods,
         baselines={name: Mixture.of(shares) for name, shares in settings.baselines.items()},
-        confirm=Confirm(settings.confirm.top_k, settings.confirm.seeds),
+        confirm=Confirm(**settings.confirm.model_dump()),
         seed=experiment.study.seed,
+        bill=settings.bill,
     )
 
 
@@ -133,10 +151,23 @@ def asks_influence(experiment: Experiment) -> bool:
     return any(kind_of(s.type, "searcher") is search.Ideal for s in experiment.search.searchers)
 
 
+def _check_choice(methods: tuple[Method, ...], within: Space) -> None:
+    """Refuse to search where only one domain can be trained on; its influence can be measured."""
+    domains = zip(within.names, within.ceiling(), strict=True)
+    free = [name for name, most in domains if most > 0]
+    searched = (m for m in methods if m.num_trials and not isinstance(m.searcher, Perturb))
+    method = next(searched, None)
+    if len(free) < 2 and method is not None:
+        raise ConfigError(
+            f"datasets: '{free[0]}' is the only domain that can be trained on, so '{method.name}' "
+            "has nothing to mix; describe another domain, or train on this one with raymix train"
+        )
+
+
 def _method(settings: SearcherSettings, experiment: Experiment, within: Space) -> Method:
     made, most = searcher(settings), experiment.search.num_trials
     limit = most if settings.num_trials is None else settings.num_trials
-    if isinstance(made, search.Ideal | search.Online | search.Proxy):
+    if isinstance(made, search.Doubled | search.Ideal | search.Online | search.Proxy):
         # It ends by itself: more than it asks for would only make every estimate wrong.
         limit = made.most if settings.num_trials is None else min(limit, made.most)
     if isinstance(made, search.Online | search.Proxy):
@@ -149,4 +180,15 @@ def _method(settings: SearcherSettings, experiment: Experiment, within: Space) -
             f"proxies): {', '.join(models)}"
         )
     name = settings.name or settings.type.rpartition(":")[2].lower()
-    return Method(name, made, limit)
+    return Method(name, made, limit, least=_least(made, within.budget))
+
+
+def _least(made: Searcher, budget: Budget) -> float:
+    """The units that the cheapest training of a searcher takes."""
+    if isinstance(made, search.Doubled):
+        return 2.0  # with the baseline that it looks at
+    if isinstance(made, search.Ideal) and made.budget is not None:
+        return made.budget / budget.amount
+    if isinstance(made, search.Proxy) and made.budget is not None:
+        return min(1.0, made.budget / budget.amount)
+    return 1.0

@@ -118,7 +118,7 @@ class MixtureSettings(BaseModel):
 class SearcherSettings(BaseModel):
     """One search method: `type` is its name in `raymix.search`, or `module:Class` of your own.
 
-    `num_trials` None: `search.num_trials`. `settings` are the searcher's own fields.
+    `num_trials`, `seeds` None: those of `search`. `settings` are the searcher's own fields.
     """
 
     model_config = _FROZEN
@@ -126,6 +126,7 @@ class SearcherSettings(BaseModel):
     type: str
     name: str | None = None
     num_trials: int | None = Field(None, ge=0)
+    seeds: int | None = Field(None, ge=1)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -136,7 +137,7 @@ class SearcherSettings(BaseModel):
             return {"type": values}
         if not isinstance(values, Mapping):
             return values
-        own = {"type", "name", "num_trials", "settings"}
+        own = {"type", "name", "num_trials", "seeds", "settings"}
         rest = {key: value for key, value in values.items() if key not in own}
         kept = {key: value for key, value in values.items() if key in own}
         own_settings = kept.get("settings", {})
@@ -146,12 +147,20 @@ class SearcherSettings(BaseModel):
 
 
 class ConfirmSettings(BaseModel):
-    """The `top_k` best mixtures and all baselines are trained again with `seeds` fresh seeds."""
+    """What is trained again with `seeds` fresh seeds, beside all baselines.
+
+    `of` "best": the `top_k` best mixtures. "methods": what each method chose, each seed of it in
+    its turn. `equal_size`: at the study's budget, whatever a method's own was; None: where methods
+    are compared. `save`: the models are kept in `models` in the study's folder.
+    """
 
     model_config = _FROZEN
 
     top_k: int = Field(3, ge=0)
     seeds: int = Field(3, ge=0)
+    of: Literal["best", "methods"] = "best"
+    equal_size: bool | None = None
+    save: bool = False
 
 
 class ObjectiveSettings(BaseModel):
@@ -165,20 +174,32 @@ class ObjectiveSettings(BaseModel):
 
 
 class SearchSettings(BaseModel):
-    """Which searchers run, on what objective. `num_trials` is of each searcher.
+    """Which searchers run, on what objective. `num_trials` is of each seed of each searcher.
 
-    `baselines`: mixtures of your own, by name, beside uniform and proportional (which always run).
+    `seeds`: each runs as a whole with so many seeds, each by itself. `bill`: training units that
+    each seed of each may spend, references, proxies and influence included; a unit is one training
+    on the budget. `baselines`: mixtures of your own, by name, beside uniform and proportional
+    (which always run).
     """
 
     model_config = _FROZEN
 
     searchers: tuple[SearcherSettings, ...] = (SearcherSettings(type="optuna"),)
     num_trials: int = Field(12, ge=0)
+    seeds: int = Field(1, ge=1)
+    bill: float | None = None
     baselines: dict[str, dict[str, float]] = Field(default_factory=dict)
     objective: ObjectiveSettings = ObjectiveSettings()
     constraints: tuple[str, ...] = ()
     early_stopping: EarlyStopping = EarlyStopping()
     confirm: ConfirmSettings = ConfirmSettings()
+
+    @field_validator("bill")
+    @classmethod
+    def _whole(cls, value: float | None) -> float | None:
+        if value is not None and not 1 <= value < math.inf:
+            raise ValueError("must be a number of trainings, at least 1 (or none fits)")
+        return value
 
     def goal(self) -> Objective:
         """What the study minimises.

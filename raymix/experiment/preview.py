@@ -11,7 +11,7 @@ from raymix.data.batches import foresee
 from raymix.data.prepare import Prepared
 from raymix.data.sampler import Sampler
 from raymix.data.store import open_table
-from raymix.experiment.build import plan, space
+from raymix.experiment.build import space, strategy
 from raymix.experiment.config import Experiment
 
 
@@ -37,7 +37,7 @@ def preview(experiment: Experiment, prepared: Prepared, mixture: Mixture | None 
     """
     within = space(experiment, prepared.domains)
     chosen = (mixture or within.prior).ordered(within.names)
-    stages = plan(experiment, within).strategy.stages(chosen, within.budget, {})
+    stages = strategy().stages(chosen, within.budget, {})
     pack = experiment.training.max_length if experiment.training.packing else None
     tables = [open_table(prepared.stores[name]["train"]) for name in within.names]
     sampler = Sampler(tables, within, stages[0], experiment.study.seed, pack)

@@ -14,7 +14,7 @@ from raymix.core.job import Json, Point, Runner, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.trial import History, Trial
 from raymix.data.prepare import Prepared
-from raymix.experiment.build import asks_influence, identity, plan, prepare, setup, space
+from raymix.experiment.build import asks_influence, identity, plan, prepare, setup, space, strategy
 from raymix.experiment.config import Experiment
 from raymix.experiment.load import dump, to_yaml
 from raymix.experiment.needs import check_influence
@@ -116,6 +116,8 @@ def _followed(
         experiment.study.seed,
         prepared.fingerprint,
         dump(experiment),
+        {name: member.group for name, member in study.plan.members.items()},
+        study.units,
     )
     told = [trial for trial in study.history if not trial.pending]
     tracker.study_started(about, told)
@@ -168,7 +170,7 @@ def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> 
     chosen = (mixture or within.prior).ordered(within.names)
     job = TrainJob(
         trial=0,
-        stages=plan(experiment, within).strategy.stages(chosen, within.budget, {}),
+        stages=strategy().stages(chosen, within.budget, {}),
         space=within,
         seed=experiment.study.seed,
         test=True,

@@ -59,7 +59,10 @@ def best_of(known: Facts) -> Best | None:
     trial = known.winner
     if trial is None or trial.result is None:
         return None
-    trials = confirmed(known.history).get(trial.number, (trial,))
+    trials = confirmed(known.history, known.confirm).get(trial.number, (trial,))
+    # A method's choice may have been confirmed at another size than it was found at.
+    resized = trials[0].proposal.budget != trial.proposal.budget
+    shown = trials[0] if resized and trials[0].result is not None else trial
     metrics = [t.result.metrics for t in trials if t.result is not None]
     scores: dict[str, float] = {}
     losses: dict[str, dict[str, float]] = {}
@@ -76,13 +79,13 @@ def best_of(known: Facts) -> Best | None:
     if known.objective.constraints:
         goal["constraints"] = list(known.objective.constraints)
     return Best(
-        mixture=trial.mixture,
-        budget=trial.proposal.budget or known.space.budget,
+        mixture=shown.mixture,
+        budget=shown.proposal.budget or known.space.budget,
         trial=label(trial),
         objective=goal,
         losses=losses,
         seeds=tuple(t.seed for t in trials),
-        realised=trial.result.realised,
+        realised=shown.result.realised if shown.result is not None else (),
         verdict=verdict(repeats(known)).sentence,
         fingerprint=known.fingerprint,
     )

@@ -12,9 +12,9 @@ import numpy as np
 from raymix.core.errors import StudyError
 from raymix.core.simplex import Vector
 from raymix.core.trial import Role, Trial
-from raymix.report.facts import Facts, facts, label
+from raymix.report.facts import Facts, Row, facts, label
+from raymix.report.facts import rows as rows_of
 from raymix.report.style import COLOURS, DPI, GREY, MARKERS, STYLE, WINNER, matplotlib_of
-from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
 from raymix.study.record import Record
 
@@ -115,37 +115,42 @@ def ranking(known: Facts, rows: int = 20) -> Any:
     Before any confirmation: the scores of the search.
     """
     matplotlib, new = matplotlib_of()
-    groups = confirmed(known.history)
-    by_number = {t.number: t for t in known.history}
-    if groups:
+    found = {row.name: row for row in rows_of(known)}
+    if found:
         scores = {
-            number: {
+            name: {
                 split: np.array(
-                    [known.score(t.result.metrics, split, t.mixture) for t in trials if t.result]
+                    [
+                        known.score(t.result.metrics, split, t.mixture)
+                        for t in row.trials
+                        if t.result
+                    ]
                 )
                 for split in ("eval", "test")
             }
-            for number, trials in groups.items()
+            for name, row in found.items()
         }
-        title = f"Confirmed with fresh seeds ({max(map(len, groups.values()))} each)"
+        most = max(len(row.trials) for row in found.values())
+        title = f"Confirmed with fresh seeds ({most} each)"
     else:
-        scores = {t.number: {"eval": np.array([t.score])} for t in known.history.ranking()[:rows]}
+        ranked = known.history.ranking()[:rows]
+        best = known.winner
+        first = None if best is None else best.number
+        found = {label(t): Row(label(t), t, (t,), t.number == first) for t in ranked}
+        scores = {name: {"eval": np.array([row.source.score])} for name, row in found.items()}
         title = "Search scores (one seed each)"
     order = sorted(scores, key=lambda n: float(scores[n]["eval"].mean()), reverse=True)
-    best = known.winner
     with matplotlib.rc_context(STYLE):
         figure = new(figsize=(7.2, 0.42 * len(order) + 1.5))
         axis = figure.subplots()
-        for place, number in enumerate(order):
-            for i, (split, values) in enumerate(scores[number].items()):
+        for place, name in enumerate(order):
+            for i, (split, values) in enumerate(scores[name].items()):
                 # Without a test split there is nothing to draw for it.
                 if np.all(np.isfinite(values)):
-                    _spread(
-                        axis, place + 0.14 * (0.5 - i) * (len(scores[number]) - 1), split, values
-                    )
-        axis.set_yticks(range(len(order)), [_tick(by_number[n]) for n in order], fontsize=8)
-        for tick, number in zip(axis.get_yticklabels(), order, strict=True):
-            if best is not None and number == best.number:
+                    _spread(axis, place + 0.14 * (0.5 - i) * (len(scores[name]) - 1), split, values)
+        axis.set_yticks(range(len(order)), [_tick(found[name]) for name in order], fontsize=8)
+        for tick, name in zip(axis.get_yticklabels(), order, strict=True):
+            if found[name].best:
                 tick.set_color(WINNER)
                 tick.set_fontweight("bold")
         axis.set_ylim(-0.6, len(order) - 0.4)
@@ -192,13 +197,15 @@ def _spread(axis: Any, height: float, split: str, values: Vector) -> None:
     )
 
 
-def _tick(trial: Trial) -> str:
+def _tick(row: Row) -> str:
     """Name and, while there is room for them, shares."""
-    shares = trial.mixture.as_dict()
-    if len(shares) > 5:
-        return label(trial)
-    written = " ".join(f"{name} {share:.2f}".replace(" 0.", " .") for name, share in shares.items())
-    return f"{label(trial)}\n{written}"
+    names = row.source.mixture.names
+    means = np.mean([t.mixture.ordered(names).array() for t in row.trials], axis=0)
+    if len(names) > 5:
+        return row.name
+    pairs = zip(names, means.tolist(), strict=True)
+    written = " ".join(f"{name} {share:.2f}".replace(" 0.", " .") for name, share in pairs)
+    return f"{row.name}\n{written}"
 
 
 def _share(trial: Trial, name: str) -> float:

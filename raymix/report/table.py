@@ -14,11 +14,13 @@ from raymix.core.influence import PROGRESS
 from raymix.core.job import Status
 from raymix.core.trial import Role, Trial
 from raymix.report.facts import Facts, facts, label, repeats
+from raymix.report.facts import rows as confirmed_rows
 from raymix.report.influence import influence_tables
 from raymix.report.layout import rounded, table_of
 from raymix.report.verdict import Verdict, verdict
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
+from raymix.study.plan import METHODS
 from raymix.study.record import Record, costs
 
 _ROWS = 15
@@ -35,7 +37,7 @@ def report(record: Record, rows: int = _ROWS) -> Group:
     parts: list[RenderableType] = [headline(known)]
     if known.history.ranking():
         parts.append(ranking(known, rows))
-    if confirmed(known.history):
+    if confirmed_rows(known):
         parts.append(confirmations(known))
     if said.comparisons:
         parts.append(comparisons(said))
@@ -124,29 +126,28 @@ def ranking(known: Facts, rows: int = _ROWS) -> Table:
 
 
 def confirmations(known: Facts) -> Table:
-    """Confirmed mixtures with fresh seeds, eval and test: mean and standard deviation."""
-    groups = confirmed(known.history)
-    by_number = {t.number: t for t in known.history}
-    most = max(map(len, groups.values()))
-    title = f"Confirmed with {most} fresh seeds (mean ± standard deviation over seeds)"
-    left = ("trial", _share_header(known))
+    """What was confirmed with fresh seeds, eval and test: mean and standard deviation."""
+    found = confirmed_rows(known)
+    most = max(len(row.trials) for row in found)
+    methods = known.confirm.of == METHODS
+    title = f"Confirmed with {most} fresh seeds (mean ± standard deviation over seeds"
+    title += "; a method's each of another run of it)" if methods else ")"
+    left = ("method" if methods else "trial", _share_header(known))
     table = table_of(title, left, ("n", "eval", "test", "worst"))
-    best = known.winner
-    order = sorted(groups, key=lambda n: (-len(groups[n]), np.mean([t.score for t in groups[n]])))
-    for number in order:
-        trials = groups[number]
+    order = sorted(found, key=lambda r: (-len(r.trials), np.mean([t.score for t in r.trials])))
+    for row in order:
         splits = [
-            [known.score(t.result.metrics, split, t.mixture) for t in trials if t.result]
+            [known.score(t.result.metrics, split, t.mixture) for t in row.trials if t.result]
             for split in ("eval", "test")
         ]
-        worst = [t.result.metrics.get("eval/worst", math.nan) for t in trials if t.result]
+        worst = [t.result.metrics.get("eval/worst", math.nan) for t in row.trials if t.result]
         table.add_row(
-            label(by_number[number]),
-            _shares(known, by_number[number]),
-            str(len(trials)),
+            row.name,
+            _shares(known, *row.trials),
+            str(len(row.trials)),
             *(_spread(values) for values in splits),
             rounded(float(np.mean(worst))),
-            style="bold green" if best is not None and number == best.number else "",
+            style="bold green" if row.best else "",
         )
     return table
 
@@ -176,7 +177,7 @@ def comparisons(said: Verdict) -> Table:
 
 def winner_by_domain(known: Facts, best: Trial) -> Table:
     """The winner's shares, what was drawn, and each domain's loss against the untrained model."""
-    trials = confirmed(known.history).get(best.number, (best,))
+    trials = confirmed(known.history, known.confirm).get(best.number, (best,))
     metrics = [t.result.metrics for t in trials if t.result is not None]
     means = {
         split: {
@@ -210,9 +211,16 @@ def winner_by_domain(known: Facts, best: Trial) -> Table:
 
 def spending(known: Facts) -> Table:
     """What each method has spent, unranked trainings and confirmations included."""
-    right = ("trials", "steps", "rows", "tokens", "seconds", "GPU hours")
-    table = table_of("Cost", ("method",), right)
+    limited = known.bill is not None
+    right: tuple[str, ...] = ("trials", "steps", "rows", "tokens", "seconds", "GPU hours", "units")
+    words = ""
+    if limited:
+        right = (*right, "unspent")
+        words = f"units: trainings on the study's budget; each method may spend {known.bill:g}"
+    table = table_of("Cost", ("method",), right, words)
+    paid = known.bills
     for method, spent in costs(known.history).items():
+        bill = paid.get(method)
         table.add_row(
             method,
             str(sum(t.method == method for t in known.history)),
@@ -221,6 +229,8 @@ def spending(known: Facts) -> Table:
             f"{spent.tokens:,}",
             f"{spent.seconds:,.1f}",
             f"{spent.gpu_seconds / 3600:.2f}",
+            "" if bill is None else f"{bill.spent:.2f}",
+            *([] if not limited else ["" if bill is None else f"{bill.unspent:.2f}"]),
         )
     return table
 
@@ -240,8 +250,10 @@ def _share_header(known: Facts) -> str:
     return " ".join(f"{name:>3}" for name in _abbreviations(known.domains))
 
 
-def _shares(known: Facts, trial: Trial) -> Text:
-    shares = trial.mixture.ordered(known.domains).as_dict()
+def _shares(known: Facts, *trials: Trial) -> Text:
+    """The shares of a trial, the mean of several."""
+    means = np.mean([t.mixture.ordered(known.domains).array() for t in trials], axis=0)
+    shares = dict(zip(known.domains, means.tolist(), strict=True))
     if len(shares) > _MOST_COLUMNS:
         largest = sorted(shares.items(), key=lambda item: -item[1])
         shown = " ".join(f"{name} {share:.2f}" for name, share in largest[:_SHOWN])

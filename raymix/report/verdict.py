@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -125,6 +125,18 @@ def verdict(table: Repeats | None) -> Verdict:
     """Compare every confirmed mixture with proportional and uniform."""
     if table is None:
         return _silent("eval", "Cannot tell: no mixture was confirmed with fresh seeds.")
+    found = _compared(table)
+    return replace(found, sentence=found.sentence + _missing(table))
+
+
+def _missing(table: Repeats) -> str:
+    """What took part and has no row, or not all of one."""
+    if not table.missing:
+        return ""
+    return f" Missing: {', '.join(table.missing)} chose nothing."
+
+
+def _compared(table: Repeats) -> Verdict:
     pairs = _pairs(table)
     if not pairs:
         return _silent(table.split, "Cannot tell: there is nothing to compare with a baseline.")

@@ -78,8 +78,7 @@ class Ideal:
 
     `budget` None: the study's, else this for the start (and, with a fixed total, for all rounds).
     `control` (None: where the total is free): at the end the start's mixture is trained at the size
-    of the last round, or all that was gained might be more data. `first`: of the repeats, so that
-    methods of one study can have seeds of their own.
+    of the last round, or all that was gained might be more data.
 
     `line_search` trains all `widths` of a step at once (negative: the opposite direction, a control
     that is never gone on from); the best goes on, and only its influence is measured, from its
@@ -102,7 +101,6 @@ class Ideal:
     control: bool | None = None
     estimator: str = "ekfac"
     repeats: int = 1
-    first: int = 0
     line_search: bool = False
     widths: tuple[float, ...] = (0.5, 1.0, 2.0, -1.0)
     trust_region: bool = False
@@ -119,11 +117,8 @@ class Ideal:
             raise SearchError(f"Ideal.rounds must not be negative, got {rules.rounds}")
         if rules.total not in ("fixed", "free"):
             raise SearchError(f"Ideal.total must be fixed or free, got '{rules.total}'")
-        if self.repeats < 1 or self.first < 0:
-            raise SearchError(
-                f"Ideal.repeats must be at least 1 and first at least 0, got {self.repeats} and "
-                f"{self.first}"
-            )
+        if self.repeats < 1:
+            raise SearchError(f"Ideal.repeats must be at least 1, got {self.repeats}")
         if self.budget is not None and self.budget < 1:
             raise SearchError(f"Ideal.budget must be positive, got {self.budget}")
         widths = self.widths
@@ -251,7 +246,7 @@ class Ideal:
                 measure=measure,
                 keep=later and to.width > 0,
             )
-            for repeat in range(self.first, self.first + self.repeats):
+            for repeat in range(self.repeats):
                 own = {**note, "width": to.width, "repeat": repeat}
                 if place is not None:
                     forecast = place.forecast(space, self.estimator, to.counts, repeat)

@@ -16,10 +16,9 @@ from raymix.core.errors import SearchError
 from raymix.core.mixture import Space
 from raymix.core.policy import prior_logits, sampled_gradient
 from raymix.core.simplex import Vector, log_softmax
-from raymix.core.trial import History, Idle, Proposal, Role, Trial
-from raymix.search.seen import key, trained
+from raymix.core.trial import History, Idle, Proposal, Trial
+from raymix.search.seen import key, proportional, trained
 
-_PROPORTIONAL = "proportional"
 _TRIES = 50
 _DOUBLINGS = 4
 """How often the draws are doubled where every mixture of so many is known."""
@@ -65,7 +64,7 @@ class MosSearch:
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
         """A mixture drawn from the policy, replayed on the method's finished trials."""
         told = [trial for trial in history.own if trial.finished]
-        baseline = _proportional(history)
+        baseline = proportional(history)
         if told and baseline is not None and baseline.pending:
             return Idle.WAIT
         logits = self.policy(space, history)
@@ -89,7 +88,7 @@ class MosSearch:
         sizes = np.array([d.size(space.budget.unit) for d in space.domains], dtype=np.float64)
         logits = prior_logits(np.maximum(sizes[free], 1.0), self.tau)
         told = [trial for trial in history.own if trial.finished]
-        reference = _proportional(history)
+        reference = proportional(history)
         usual = 0.0
         squares: list[float] = []
         for trial in told:
@@ -115,16 +114,6 @@ def rewarded(logits: Vector, counts: NDArray[np.int64], advantage: float, entrop
 
 def _worth(trial: Trial) -> float:
     return -(trial.score + trial.violation)
-
-
-def _proportional(history: History) -> Trial | None:
-    """The baseline that trains on shares by size; its mixture may go by another's name, too."""
-    for trial in history:
-        note = trial.proposal.note
-        names = note.get("names", ()) if isinstance(note, Mapping) else ()
-        if trial.role is Role.BASELINE and _PROPORTIONAL in (trial.method, *names):
-            return trial
-    return None
 
 
 def _drawn(trial: Trial, space: Space, free: NDArray[np.bool_]) -> tuple[NDArray[np.int64], Vector]:

@@ -18,14 +18,11 @@ from raymix.search.nested import compares, reweighter_of
 class Online:
     """Trains once, from `start` (None: the prior), while `reweighter` moves the mixture.
 
-    The training that learns the mixture is the one that is scored. `repeats`: with so many seeds,
-    `first` and those after it, so that methods of one study can have seeds of their own.
+    The training that learns the mixture is the one that is scored.
     """
 
     reweighter: Spec
     start: Start | None = None
-    repeats: int = 1
-    first: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing, and a reweighter that a reference must teach."""
@@ -35,25 +32,16 @@ class Online:
                 f"Online: {type(made).__name__} needs the losses of a reference model; use Proxy, "
                 "which trains one"
             )
-        if self.repeats < 1 or self.first < 0:
-            raise SearchError(
-                f"Online.repeats must be at least 1 and first at least 0, got {self.repeats} and "
-                f"{self.first}"
-            )
         check_start(self.start, "Online.start")
 
     @property
     def most(self) -> int:
         """The most trainings that it asks for."""
-        return self.repeats
+        return 1
 
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
-        """The next repeat; nothing waits for anything."""
-        asked = len(history.own)
-        if asked >= self.repeats:
+        """The training, unless it was asked for; nothing waits for anything."""
+        if history.own:
             return Idle.DONE
-        repeat = self.first + asked
-        note = {"kind": "online", "repeat": repeat}
-        return Proposal(
-            starting(space, self.start), reweighter=self.reweighter, note=note, repeat=repeat
-        )
+        note = {"kind": "online"}
+        return Proposal(starting(space, self.start), reweighter=self.reweighter, note=note)

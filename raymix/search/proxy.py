@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,9 +33,7 @@ class Proxy:
        but all that went before is on the method's bill.
 
     `model`: of reference and proxy, "target" or the name of a smaller one. `budget`: of each of
-    their trainings, in the study's unit; None: the study's. `repeats`: the whole of it with so many
-    seeds, `first` and those after it, each by itself: they may run at once. A failed training ends
-    its repeat.
+    their trainings, in the study's unit; None: the study's. A failed training ends the search.
     """
 
     reweighter: Spec
@@ -44,19 +42,14 @@ class Proxy:
     start: Start | None = None
     rounds: int = 1
     tolerance: float = 1e-3
-    repeats: int = 1
-    first: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
         reweighter_of(self.reweighter, "Proxy.reweighter")
         if self.budget is not None and self.budget < 1:
             raise SearchError(f"Proxy.budget must be positive, got {self.budget}")
-        if self.rounds < 1 or self.repeats < 1 or self.first < 0:
-            raise SearchError(
-                "Proxy.rounds and repeats must be at least 1 and first at least 0, got "
-                f"{self.rounds}, {self.repeats} and {self.first}"
-            )
+        if self.rounds < 1:
+            raise SearchError(f"Proxy.rounds must be at least 1, got {self.rounds}")
         if not 0 <= self.tolerance < math.inf:
             raise SearchError(f"Proxy.tolerance must be a number >= 0, got {self.tolerance}")
         check_start(self.start, "Proxy.start")
@@ -69,27 +62,30 @@ class Proxy:
     @property
     def most(self) -> int:
         """The most trainings that it asks for."""
-        return self.repeats * (self.rounds * (1 + self.compares) + 1)
+        return self.rounds * (1 + self.compares) + 1
 
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
-        """The next training of the first repeat that need not wait."""
-        waits = False
-        for repeat in range(self.first, self.first + self.repeats):
-            own = [trial for trial in history.own if trial.proposal.repeat == repeat]
-            answer = _replayed(self._script(space, repeat), own)
-            if isinstance(answer, Proposal):
-                return answer
-            waits = waits or answer is Idle.WAIT
-        return Idle.WAIT if waits else Idle.DONE
+        """The next proposal of the script, which is replayed on the method's trials so far."""
+        script = self._script(space)
+        proposal = next(script)
+        for trial in history.own:
+            _same(proposal, trial)
+            if trial.pending:
+                return Idle.WAIT
+            try:
+                proposal = script.send(trial)
+            except StopIteration:
+                return Idle.DONE
+        return proposal
 
-    def _script(self, space: Space, repeat: int) -> Script:
-        """One repeat as a whole: yields what is to be trained, is sent what came of it."""
+    def _script(self, space: Space) -> Script:
+        """The whole search: yields what is to be trained, is sent what came of it."""
         own = None if self.budget is None else Budget(self.budget, space.budget.unit)
         within = replace(space, budget=own or space.budget)
         mixture = found = starting(within, self.start)
         for number in range(1, self.rounds + 1):
-            note = {"round": number, "repeat": repeat, "parent": []}
-            plain = Proposal(mixture, own, model=self.model, repeat=repeat)
+            note = {"round": number, "parent": []}
+            plain = Proposal(mixture, own, model=self.model)
             reference = None
             if self.compares:
                 note = {"kind": "reference", **note}
@@ -115,30 +111,14 @@ class Proxy:
         yield Proposal(
             space.project(found.array()),
             role=Role.FINAL,
-            repeat=repeat,
             note={
                 "kind": "final",
                 "round": number,
-                "repeat": repeat,
                 "parent": [told.number],
                 "mean": found.as_dict(),
                 "moved": moved,
             },
         )
-
-
-def _replayed(script: Script, own: Sequence[Trial]) -> Proposal | Idle:
-    """What the script asks for after the trials that it has asked for already."""
-    proposal = next(script)
-    for trial in own:
-        _same(proposal, trial)
-        if trial.pending:
-            return Idle.WAIT
-        try:
-            proposal = script.send(trial)
-        except StopIteration:
-            return Idle.DONE
-    return proposal
 
 
 def _whole(trial: Trial) -> bool:

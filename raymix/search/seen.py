@@ -1,13 +1,14 @@
-"""Whether a mixture was asked for before: its training would only repeat a known number."""
+"""What was trained before: mixtures that would only repeat a known number, and baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from raymix.core.mixture import Mixture
-from raymix.core.trial import RANKED, Proposal, Trial
+from raymix.core.trial import RANKED, Proposal, Role, Trial
 
 _DIGITS = 6
+_PROPORTIONAL = "proportional"
 
 Key = tuple[float, ...]
 
@@ -28,6 +29,16 @@ def trained(names: Sequence[str], trials: Iterable[Trial]) -> frozenset[Key]:
         for trial in trials
         if trial.role in RANKED and _plain(trial.proposal)
     )
+
+
+def proportional(history: Iterable[Trial]) -> Trial | None:
+    """The baseline that trains on shares by size; its mixture may go by another's name, too."""
+    for trial in history:
+        note = trial.proposal.note
+        names = note.get("names", ()) if isinstance(note, Mapping) else ()
+        if trial.role is Role.BASELINE and _PROPORTIONAL in (trial.method, *names):
+            return trial
+    return None
 
 
 def _plain(proposal: Proposal) -> bool:

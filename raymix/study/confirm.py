@@ -1,19 +1,25 @@
-"""Confirmation: the best mixtures and the baselines again, with fresh seeds shared as blocks."""
+"""Confirmation: mixtures and methods again, with fresh seeds that all of them share as blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
 from raymix.core.codec import to_json
 from raymix.core.job import Json, Status
+from raymix.core.mixture import Space
 from raymix.core.trial import History, Proposal, Role, Trial
-from raymix.study.plan import Confirm
+from raymix.study.groups import Members, chosen, runs_of
+from raymix.study.plan import METHODS, Confirm, Plan
 
 _FIRST_SEED = 1000
 """Added to the study's seed: no search trial has seen these, or the winner would be flattered."""
+
+_BEST = Confirm()
 
 
 def content(proposal: Proposal) -> str:
@@ -37,56 +43,193 @@ def candidates(history: History, settings: Confirm) -> tuple[Trial, ...]:
     return (*bases, *chosen)
 
 
-def confirmations(history: History, settings: Confirm, seed: int) -> Iterator[tuple[Proposal, int]]:
+def choices(history: History, members: Members) -> dict[str, tuple[Trial | None, ...]]:
+    """What each group's methods chose, in the order of their repeats; None: one chose nothing.
+
+    Finished baselines come first: each is a group of its own and chose itself.
+    """
+    bases = [t for t in history.finished if t.role is Role.BASELINE]
+    found: dict[str, tuple[Trial | None, ...]] = {t.method: (t,) for t in bases}
+    for group, names in runs_of(members).items():
+        found[group] = tuple(chosen(history, name) for name in names)
+    return found
+
+
+def confirmations(history: History, plan: Plan) -> Iterator[tuple[Proposal, int]]:
     """Proposals and seeds still to be asked; block by block, so that early blocks are whole."""
-    asked = {
-        (content(t.proposal), t.proposal.note["block"]) for t in history if t.role is Role.CONFIRM
-    }
-    chosen = candidates(history, settings)
-    for block in range(settings.seeds):
-        for trial in chosen:
-            if (content(trial.proposal), block) not in asked:
-                note = {"of": trial.number, "block": block}
-                yield _plain(trial.proposal, Role.CONFIRM, note), seed + _FIRST_SEED + block
+    wanted = _methods if plan.confirm.of == METHODS else _best
+    for block in range(plan.confirm.seeds):
+        for trial, note in wanted(history, plan, block):
+            proposal = again(trial, plan.space, plan.confirm, note)
+            yield proposal, plan.seed + _FIRST_SEED + block
 
 
-def confirmed(history: History) -> dict[int, tuple[Trial, ...]]:
+def _best(history: History, plan: Plan, block: int) -> Iterator[tuple[Trial, Json]]:
+    """What block `block` lacks of the best trials."""
+    asked = {(content(t.proposal), t.proposal.note["block"]) for t in _of_best(history)}
+    for trial in candidates(history, plan.confirm):
+        note = {"of": trial.number, "block": block}
+        if (content(again(trial, plan.space, plan.confirm)), block) not in asked:
+            yield trial, note
+
+
+def _methods(history: History, plan: Plan, block: int) -> Iterator[tuple[Trial, Json]]:
+    """What block `block` lacks of the groups' choices: each group's run `block` mod n."""
+    notes = [t.proposal.note for t in history if t.role is Role.CONFIRM]
+    for group, runs in choices(history, plan.members).items():
+        trial = runs[block % len(runs)]
+        if trial is not None:
+            note = {"of": trial.number, "block": block, "group": group}
+            if note not in notes:
+                yield trial, note
+
+
+def again(trial: Trial, space: Space, settings: Confirm, note: Json = None) -> Proposal:
+    """The training of `trial` once more: as it was, but for what only a search needs.
+
+    A method that works inside the training works in it again. At equal size, a budget of its own
+    (and the pools that go with it) gives way to the study's, the mixture to the nearest allowed.
+    """
+    proposal = _plain(trial.proposal, Role.CONFIRM, note)
+    if trial.role is Role.FINAL:
+        proposal = replace(proposal, reweighter=None)
+    if settings.equal and proposal.budget not in (None, space.budget):
+        mixture = space.project(proposal.mixture.ordered(space.names).array())
+        proposal = replace(proposal, mixture=mixture, budget=None, pools=None)
+    return proposal
+
+
+def confirmed(history: History, settings: Confirm = _BEST) -> dict[int, tuple[Trial, ...]]:
     """Whole confirmations by the number of the trial that they repeat, in order of blocks.
 
     One that was stopped early is left out: its losses are not those of a whole training.
     """
-    found: dict[int, list[Trial]] = {}
-    for trial in history.finished:
-        whole = trial.result is not None and trial.result.status is Status.DONE
-        if trial.role is Role.CONFIRM and whole:
-            found.setdefault(_of(trial), []).append(trial)
+    counted: Iterable[Trial] = filter(_whole, _of_best(history))
+    if settings.of == METHODS:
+        counted = (trial for blocks in by_group(history).values() for trial in blocks.values())
+    found = _by_trial(counted)
     return {k: tuple(sorted(v, key=lambda t: t.proposal.note["block"])) for k, v in found.items()}
 
 
-def winner(history: History) -> Trial | None:
+def by_group(history: History) -> dict[str, dict[int, Trial]]:
+    """Whole confirmations of what methods chose, by group and block, in the order of the asks."""
+    found: dict[str, dict[int, Trial]] = {}
+    for group, blocks in _latest(history).items():
+        whole = {block: trial for block, trial in blocks.items() if _whole(trial)}
+        if whole:
+            found[group] = dict(sorted(whole.items()))
+    return found
+
+
+def _latest(history: History) -> dict[str, dict[int, Trial]]:
+    """The latest confirmation of each group in each block: a method may have chosen again."""
+    found: dict[str, dict[int, Trial]] = {}
+    for trial in history:
+        if trial.role is Role.CONFIRM and "group" in trial.proposal.note:
+            note = trial.proposal.note
+            found.setdefault(note["group"], {})[note["block"]] = trial
+    return found
+
+
+def winner(
+    history: History, settings: Confirm = _BEST, members: Members | None = None
+) -> Trial | None:
     """The best trial: by mean eval score over fresh seeds if confirmed, else by rank.
 
     Until the best-ranked mixture is confirmed the ranking decides; then only blocks that all
     confirmed mixtures have count, and a mixture of which a training failed does not compete. Those
     that break a guard on average come last. Test losses are not looked at.
+
+    Where methods are confirmed: of the best group (see `champion`) the run whose choice did best.
     """
-    ranked = history.ranking()
+    first = next(iter(history.ranking()), None)
+    if settings.of == METHODS:
+        best = champion(history, members or {})
+        if best is None:
+            return first
+        return _numbered(history, favourite(by_group(history)[best].values()))
     repeats = confirmed(history)
-    failed = {_of(t) for t in history if t.role is Role.CONFIRM and not (t.pending or t.finished)}
-    if not ranked or not (ranked[0].number in repeats or ranked[0].number in failed):
-        return next(iter(ranked), None)
+    failed = {of(t) for t in _of_best(history) if not (t.pending or t.finished)}
+    if first is None or not (first.number in repeats or first.number in failed):
+        return first
     sound = {n: trials for n, trials in repeats.items() if n not in failed} or repeats
     blocks = min(len(trials) for trials in sound.values())
     whole = {n: trials[:blocks] for n, trials in repeats.items() if len(trials) >= blocks}
-
-    def key(number: int) -> tuple[bool, float, int]:
-        trials = whole[number]
-        broken = float(np.mean([t.violation for t in trials])) > 0
-        return broken, float(np.mean([t.score for t in trials])), number
-
-    return {t.number: t for t in history}[min(whole, key=key)] if whole else ranked[0]
+    if not whole:
+        return first
+    return _numbered(history, min(whole, key=lambda number: _worth(whole[number], number)))
 
 
-def _of(trial: Trial) -> int:
+def champion(history: History, members: Members) -> str | None:
+    """The group with the best mean eval score over the blocks that all groups have.
+
+    None while there is no such block. Groups that chose nothing, or of which a confirmation failed,
+    do not compete; those that break a guard on average come last.
+    """
+    told, rows = by_group(history), choices(history, members)
+    failed = {
+        group
+        for group, blocks in _latest(history).items()
+        if any(not (trial.pending or _whole(trial)) for trial in blocks.values())
+    }
+    competing = [group for group, runs in rows.items() if any(run is not None for run in runs)]
+    competing = [group for group in competing if group not in failed] or competing
+    shared = [set(told.get(group, {})) for group in competing]
+    blocks = set.intersection(*shared) if shared else set()
+    if not blocks:
+        return None
+    order = {group: place for place, group in enumerate(competing)}
+    return min(competing, key=lambda group: _worth([told[group][b] for b in blocks], order[group]))
+
+
+def favourite(confirmations: Iterable[Trial]) -> int:
+    """Number of the trial whose confirmations did best on eval."""
+    repeats = _by_trial(confirmations)
+    return min(repeats, key=lambda number: _worth(repeats[number], number))
+
+
+def _worth(trials: Sequence[Trial], place: int) -> tuple[bool, float, int]:
+    """What confirmations are compared by: broken guards, mean score, and a number for ties."""
+    broken = float(np.mean([t.violation for t in trials])) > 0
+    return broken, float(np.mean([t.score for t in trials])), place
+
+
+def _by_trial(confirmations: Iterable[Trial]) -> dict[int, list[Trial]]:
+    found: dict[int, list[Trial]] = {}
+    for trial in confirmations:
+        found.setdefault(of(trial), []).append(trial)
+    return found
+
+
+def saved_at(folder: Path, history: History, trial: Trial) -> Path:
+    """Where the model of a confirmation is kept (`Confirm.save`): `models/<label>-<block>`.
+
+    The label is the group, or the trial that it repeats; what no file may be called is escaped.
+    """
+    note = trial.proposal.note
+    source = _numbered(history, of(trial))
+    name = source.method
+    if source.role is not Role.BASELINE:
+        name = f"{name}-{source.number:03d}"
+    return (
+        folder.resolve() / "models" / quote(f"{note.get('group', name)}-{note['block']}", " #=+,")
+    )
+
+
+def _of_best(history: History) -> Iterator[Trial]:
+    """Confirmations of the best trials, not of what methods chose."""
+    return (t for t in history if t.role is Role.CONFIRM and "group" not in t.proposal.note)
+
+
+def _whole(trial: Trial) -> bool:
+    done = trial.result is not None and trial.result.status is Status.DONE
+    return trial.finished and done
+
+
+def _numbered(history: History, number: int) -> Trial:
+    return next(trial for trial in history if trial.number == number)
+
+
+def of(trial: Trial) -> int:
     """Number of the trial that a confirmation repeats."""
     return int(trial.proposal.note["of"])

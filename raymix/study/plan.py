@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -13,10 +15,13 @@ from raymix.core.errors import ConfigError, MixtureError
 from raymix.core.job import Json, Strategy
 from raymix.core.mixture import Mixture, Space
 from raymix.core.trial import Proposal, Role, Searcher
+from raymix.study.groups import Member
 from raymix.study.objective import Objective
 
 BASE = "base"
 CONFIRM = "confirm"
+METHODS = "methods"
+"""`Confirm.of`: what each method chose."""
 RESERVED = frozenset({BASE, CONFIRM, "uniform", "proportional"})
 
 _TOLERANCE = 1e-6
@@ -26,32 +31,74 @@ _TOLERANCE = 1e-6
 class Method:
     """A searcher in a study: its name there, and how many trials it may ask for in all.
 
-    MEASURE trials do not count, as nothing is trained in them.
+    MEASURE trials do not count, as nothing is trained in them. `group`: of the methods that are one
+    searcher, run as a whole with several seeds; "": only itself. `repeat`: which of them it is; it
+    is added to the study's seed. `least`: units of a bill that the cheapest of its trainings takes,
+    for counting beforehand.
     """
 
     name: str
     searcher: Searcher
     num_trials: int
+    group: str = ""
+    repeat: int = 0
+    least: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a name that the study itself uses, and a number that is no number."""
-        if self.name in RESERVED:
-            raise ConfigError(f"a search method cannot be named '{self.name}': the study uses it")
-        if self.num_trials < 0:
-            raise ConfigError(f"num_trials of '{self.name}' must be >= 0, got {self.num_trials}")
+        for name in (self.name, self.group):
+            if name in RESERVED:
+                raise ConfigError(f"a search method cannot be named '{name}': the study uses it")
+        for what, number in (("num_trials", self.num_trials), ("repeat", self.repeat)):
+            if number < 0:
+                raise ConfigError(f"{what} of '{self.name}' must be >= 0, got {number}")
+
+    @property
+    def member(self) -> Member:
+        """Its place among the methods of its group."""
+        return Member(self.group or self.name, self.repeat)
+
+
+def seeded(method: Method, seeds: int) -> tuple[Method, ...]:
+    """`method` as a whole with `seeds` seeds: `tpe#0`, `tpe#1`, ...; with one it stays as it is."""
+    if seeds < 1:
+        raise ConfigError(f"seeds of '{method.name}' must be at least 1, got {seeds}")
+    if seeds == 1:
+        return (method,)
+    name = method.name
+    return tuple(
+        replace(method, name=f"{name}#{number}", group=name, repeat=number)
+        for number in range(seeds)
+    )
 
 
 @dataclass(frozen=True)
 class Confirm:
-    """How winners are confirmed: the `top_k` best and all baselines, each with `seeds` seeds."""
+    """What is trained again, each with `seeds` fresh seeds; all baselines always are.
+
+    `of` "best": the `top_k` best mixtures. "methods": what each method chose, each of its runs in
+    its turn, so that the noise of a row is that of the search, too. `equal_size`: what has a budget
+    of its own is trained at the study's; None: where methods are compared. `save`: the models are
+    kept in Hugging Face form.
+    """
 
     top_k: int = 3
     seeds: int = 3
+    of: Literal["best", "methods"] = "best"
+    equal_size: bool | None = None
+    save: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse negative numbers."""
+        """Refuse negative numbers, and what cannot be confirmed."""
         if self.top_k < 0 or self.seeds < 0:
             raise ConfigError(f"confirm must not be negative, got {self}")
+        if self.of not in ("best", METHODS):
+            raise ConfigError(f"confirm.of must be best or methods, got '{self.of}'")
+
+    @property
+    def equal(self) -> bool:
+        """Whether all is confirmed at the study's budget."""
+        return self.of == METHODS if self.equal_size is None else self.equal_size
 
 
 @dataclass(frozen=True)
@@ -59,7 +106,8 @@ class Plan:
     """Everything a study decides with.
 
     `baselines`: the user's own, by name. `standard`: uniform and proportional are trained beside
-    them, as every search should be held against; off where nothing is searched.
+    them, as every search should be held against; off where nothing is searched. `bill`: units that
+    each method may spend (see `study.bill`), None: what it likes.
     """
 
     space: Space
@@ -70,22 +118,43 @@ class Plan:
     confirm: Confirm = Confirm()
     seed: int = 0
     standard: bool = True
+    bill: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse names used twice, a negative seed, mixtures and objectives that do not fit."""
-        names = [*(m.name for m in self.methods), *self.baselines]
-        for name in names:
-            if name in RESERVED:
-                raise ConfigError(f"a baseline cannot be named '{name}': the study uses it")
-            if names.count(name) > 1:
-                raise ConfigError(
-                    f"method or baseline name '{name}' is used twice; give one another name"
-                )
+        self._check_names()
         if self.seed < 0:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
+        if self.bill is not None and not 1 <= self.bill < math.inf:
+            raise ConfigError(
+                f"bill must be a number of trainings, at least 1 (or none fits), got {self.bill}"
+            )
         self.objective.check(self.space.names, self.space.prior)
         for name, mixture in self.baselines.items():
             check_allowed(self.space, mixture, f"baseline '{name}'")
+
+    def _check_names(self) -> None:
+        """Refuse reserved names, and names that are used twice.
+
+        A group stands in the verdict beside methods and baselines, so its name is one of them.
+        """
+        for name in self.baselines:
+            if name in RESERVED:
+                raise ConfigError(f"a baseline cannot be named '{name}': the study uses it")
+        seats = [(m.member.group, m.member.repeat) for m in self.methods]
+        groups = {m.group for m in self.methods if m.group and m.group != m.name}
+        names = [*(m.name for m in self.methods), *groups, *self.baselines]
+        twice = [group for group, repeat in seats if seats.count((group, repeat)) > 1]
+        twice += [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ConfigError(
+                f"method or baseline name '{twice[0]}' is used twice; give one another name"
+            )
+
+    @property
+    def members(self) -> dict[str, Member]:
+        """Group and repeat of each method, by its name."""
+        return {method.name: method.member for method in self.methods}
 
     def identity(self) -> dict[str, Json]:
         """What must not change between a study and its resumption (the methods may)."""
@@ -142,14 +211,23 @@ def baselines(plan: Plan) -> dict[str, Proposal]:
 
 
 def trainings(plan: Plan) -> dict[str, int]:
-    """How many trainings the study asks for, by what they are for.
+    """How many trainings the study asks for at most, by what they are for.
 
-    The base model and MEASURE trials need none, however many there are.
+    The base model and MEASURE trials need none, however many there are. Under a bill, whole
+    trainings are counted: those that are stopped early leave room for more.
     """
     fixed, confirm = len(baselines(plan)), plan.confirm
-    searched = {method.name: method.num_trials for method in plan.methods}
-    confirmed = min(confirm.top_k, sum(searched.values())) + fixed
-    return {"baselines": fixed, **searched, "confirmations": confirmed * confirm.seeds}
+    searched = {method.name: _afforded(method, plan.bill) for method in plan.methods}
+    rows = min(confirm.top_k, sum(searched.values()))
+    if confirm.of == METHODS:
+        rows = len({method.member.group for method in plan.methods if searched[method.name]})
+    return {"baselines": fixed, **searched, "confirmations": (rows + fixed) * confirm.seeds}
+
+
+def _afforded(method: Method, bill: float | None) -> int:
+    if bill is None:
+        return method.num_trials
+    return min(method.num_trials, math.floor(bill / method.least + _TOLERANCE))
 
 
 def _close(a: Mixture, b: Mixture) -> bool:

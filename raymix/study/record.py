@@ -10,6 +10,8 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import MixtureError, StudyError
 from raymix.core.job import Json, Point, Spent, TrainResult
 from raymix.core.trial import History, Proposal, Trial
+from raymix.study.groups import Member
+from raymix.study.plan import Confirm
 from raymix.study.store import Event, file_of, read_events
 
 
@@ -32,6 +34,25 @@ class Record:
         """All trials in the order in which they were asked."""
         base = self.trials[0].result if self.trials else None
         return History(tuple(self.trials.values()), "", base)
+
+    @property
+    def members(self) -> dict[str, Member]:
+        """Group and repeat of each method; a study written before there were any has none."""
+        told = self.header.get("members")
+        if told is None:
+            return {name: Member(name) for name in self.header.get("methods", {})}
+        return {name: decode(Member, member) for name, member in told.items()}
+
+    @property
+    def confirm(self) -> Confirm:
+        """What is trained again; a study written before it was told has confirmed its best."""
+        return decode(Confirm, self.header.get("confirm", {}))
+
+    @property
+    def bill(self) -> float | None:
+        """Units that each method may spend; None: no limit."""
+        found = self.header.get("bill")
+        return None if found is None else float(found)
 
     @property
     def pending(self) -> tuple[int, ...]:

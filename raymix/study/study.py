@@ -15,8 +15,9 @@ from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import StudyError
 from raymix.core.job import Json, Point, Spent, Status, TrainJob, TrainResult
 from raymix.core.trial import History, Idle, Proposal, Role, Trial
+from raymix.study.bill import TOLERANCE, affordable, spent, units
 from raymix.study.blind import blind
-from raymix.study.confirm import confirmations, winner
+from raymix.study.confirm import confirmations, saved_at, winner
 from raymix.study.foresight import compared, sloped
 from raymix.study.job import make_job, space_of
 from raymix.study.plan import BASE, CONFIRM, Method, Plan, baselines, check_allowed, generator
@@ -88,6 +89,9 @@ class Study:
             "identity": identity,
             "config": config,
             "methods": {m.name: m.num_trials for m in self.plan.methods},
+            "members": encode(self.plan.members),
+            "confirm": encode(self.plan.confirm),
+            "bill": self.plan.bill,
             "versions": versions(),
         }
         if not self._store.events:
@@ -133,9 +137,13 @@ class Study:
         """What was spent so far, by method."""
         return costs(self.history)
 
+    def units(self, trial: Trial) -> float:
+        """What a told trial has cost, in trainings on the study's budget; see `study.bill`."""
+        return units(trial, self.plan.space.budget, self.history)
+
     def best(self) -> Trial | None:
         """The best trial so far; among the confirmed ones once there are any."""
-        return winner(self.history)
+        return winner(self.history, self.plan.confirm, self.plan.members)
 
     def attempt(self, number: int) -> int:
         """How often the trial was launched before."""
@@ -188,31 +196,40 @@ class Study:
         for method in sorted(self.plan.methods, key=lambda m: counts[m.name]):
             if counts[method.name] >= method.num_trials:
                 continue
-            answer = self._propose(method, history)
+            answer = self._propose(method, history.seen_by(method.name), len(history))
             if isinstance(answer, Proposal):
-                return self._ask(method.name, answer, self.plan.seed + answer.repeat)
+                seed = self.plan.seed + method.repeat + answer.repeat
+                return self._ask(method.name, answer, seed)
             if answer is Idle.WAIT:
                 if not self._record.pending:
                     raise StudyError(f"method '{method.name}' waits, but no trial is pending")
                 waiting = True
         return Idle.WAIT if waiting else None
 
-    def _propose(self, method: Method, history: History) -> Proposal | Idle:
-        visible = blind(history.seen_by(method.name))
-        rng = generator(self.plan.seed, method.name, len(history))
-        answer = method.searcher.propose(self.plan.space, visible, rng)
+    def _propose(self, method: Method, seen: History, number: int) -> Proposal | Idle:
+        """What the method asks for next; DONE, too, where its bill does not allow it.
+
+        What is refused may fit after all once open trials have cost less than was foreseen.
+        """
+        plan = self.plan
+        # Proposing may be dear.
+        if plan.bill is not None and sum(spent(seen, plan.space.budget)) >= plan.bill - TOLERANCE:
+            return Idle.DONE
+        rng = generator(plan.seed, method.name, number)
+        answer = method.searcher.propose(plan.space, blind(seen), rng)
         if isinstance(answer, Idle):
             return answer
-        space = space_of(self.plan.space, answer)
+        space = space_of(plan.space, answer)
         mixture = check_allowed(space, answer.mixture, f"method '{method.name}'")
+        if not affordable(answer, seen, plan.space.budget, plan.bill):
+            return Idle.DONE
         return dataclasses.replace(answer, mixture=mixture)
 
     def _confirmation(self) -> Trial | Idle | None:
         """A confirmation; the ranking must be final first."""
         if any(self._record.trials[n].role is not Role.CONFIRM for n in self._record.pending):
             return Idle.WAIT
-        missing = confirmations(self.history, self.plan.confirm, self.plan.seed)
-        for proposal, seed in missing:
+        for proposal, seed in confirmations(self.history, self.plan):
             return self._ask(CONFIRM, proposal, seed)
         return None
 
@@ -222,7 +239,10 @@ class Study:
 
     def job(self, trial: Trial) -> TrainJob:
         """The training that `trial` asks for."""
-        return make_job(self.plan, self._record, trial)
+        job = make_job(self.plan, self._record, trial)
+        if trial.role is not Role.CONFIRM or not self.plan.confirm.save:
+            return job
+        return dataclasses.replace(job, save=str(saved_at(self.folder, self.history, trial)))
 
     # ---- tell ----
 

@@ -89,6 +89,7 @@ class MlflowTracker:
         self._open_trials: set[int] = set()
         self._whole: set[int] = set()
         self._spent: dict[int, Spent] = {}
+        self._known: dict[int, Trial] = {}
         self._best = math.inf
         self._outbox: Outbox[Metric] = Outbox(self._write, self._say)
 
@@ -98,11 +99,13 @@ class MlflowTracker:
         self._outbox.put(self._open)
         self._outbox.first_pass(_FIRST_SECONDS)
         for trial in told:
-            self._outbox.put(partial(self._catch_up, trial))
+            self._known[trial.number] = trial
+            self._outbox.put(partial(self._catch_up, trial, self._last(trial)))
             self._count(trial)
 
     def trial_started(self, trial: Trial) -> None:
         """Open the trial's run."""
+        self._known[trial.number] = trial
         self._outbox.put(partial(self._open_trial, trial))
 
     def reported(self, trial: Trial, point: Point) -> None:
@@ -114,7 +117,7 @@ class MlflowTracker:
 
     def trial_ended(self, trial: Trial) -> None:
         """Write the trial's last metrics, what was realised and what it cost; close its run."""
-        self._outbox.put(Batch(trial.number, _last(trial)))
+        self._outbox.put(Batch(trial.number, self._last(trial)))
         self._outbox.put(partial(self._end_trial, trial))
         self._outbox.put(Batch(PARENT, self._count(trial)))
 
@@ -193,13 +196,44 @@ class MlflowTracker:
         run = self._client.create_run(
             self._experiment_id,
             tags={**self._tags(trial), "mlflow.parentRunId": self._runs[PARENT]},
-            run_name=f"{self._about.name}/{trial.method}-{trial.number:03d}",
+            run_name=f"{self._about.name}/{self._label(trial)}",
         )
         self._runs[trial.number] = run.info.run_id
         weights = {f"weights.{k}": f"{v:.6g}" for k, v in trial.mixture.as_dict().items()}
-        plain = {"method": trial.method, "seed": str(trial.seed), "model": trial.proposal.model}
+        plain = {
+            "method": self._method(trial),
+            "seed": str(trial.seed),
+            "model": trial.proposal.model,
+        }
         chosen = {f"params.{name}": f"{v:.6g}" for name, v in trial.proposal.params.items()}
         self._log_params(trial.number, {**weights, **plain, **chosen})
+
+    def _label(self, trial: Trial) -> str:
+        """How a trial's run is called: `tpe-012`; a confirmation by what it repeats."""
+        if trial.role is not Role.CONFIRM:
+            return f"{trial.method}-{trial.number:03d}"
+        note, source = trial.proposal.note, self._source(trial)
+        named = source.method if source.role is Role.BASELINE else self._label(source)
+        return f"{note.get('group', named)}-confirm-{note['block']}"
+
+    def _method(self, trial: Trial) -> str:
+        """Who asked for a trial, of a confirmation what it confirms."""
+        if trial.role is not Role.CONFIRM:
+            return trial.method
+        return str(trial.proposal.note.get("group", self._source(trial).method))
+
+    def _group(self, trial: Trial) -> str:
+        method = self._method(trial)
+        return self._about.groups.get(method, method)
+
+    def _source(self, trial: Trial) -> Trial:
+        """The trial that a confirmation repeats; it was told before."""
+        return self._known[int(trial.proposal.note["of"])]
+
+    def _last(self, trial: Trial) -> tuple[Metric, ...]:
+        """What a told trial has beside its points."""
+        cost = {} if self._about.units is None else {"cost/units": self._about.units(trial)}
+        return _last(trial, cost)
 
     def _tags(self, trial: Trial) -> dict[str, str]:
         role = "trial" if trial.role is Role.SEARCH else trial.role.value
@@ -211,6 +245,7 @@ class MlflowTracker:
             _STUDY: self._about.id,
             _TRIAL: str(trial.number),
             "searcher": trial.method,
+            "group": self._group(trial),
             "seed": str(trial.seed),
             "role": role,
             "data_fingerprint": self._about.data,
@@ -249,7 +284,7 @@ class MlflowTracker:
 
         self._reach(end)
 
-    def _catch_up(self, trial: Trial) -> None:
+    def _catch_up(self, trial: Trial, last: tuple[Metric, ...]) -> None:
         """Write a trial of a resumed study, unless it is there already."""
         if trial.number in self._whole:
             return
@@ -257,7 +292,7 @@ class MlflowTracker:
         curve = trial.result.curve if trial.result is not None else ()
         for point in curve:
             self._write(trial.number, list(_metrics(point.metrics, point.step)))
-        self._write(trial.number, list(_last(trial)))
+        self._write(trial.number, list(last))
         self._end_trial(trial)
 
     def _keep(self, path: Path) -> None:
@@ -302,8 +337,8 @@ def _metrics(values: Mapping[str, float], step: int) -> tuple[Metric, ...]:
     )
 
 
-def _last(trial: Trial) -> tuple[Metric, ...]:
-    """What a finished trial has beside its points, at its last step."""
+def _last(trial: Trial, more: Mapping[str, float]) -> tuple[Metric, ...]:
+    """What a finished trial has beside its points, and `more`, at its last step."""
     result: TrainResult | None = trial.result
     if result is None:
         return ()
@@ -313,7 +348,8 @@ def _last(trial: Trial) -> tuple[Metric, ...]:
     step = result.spent.steps
     told = result.curve[-1].metrics if result.curve and result.curve[-1].step == step else {}
     rest = {name: value for name, value in result.metrics.items() if name not in told}
-    return _metrics({**rest, **realised, **_influence(trial), **cost, **score}, step)
+    found = {**rest, **realised, **_influence(trial), **cost, **more, **score}
+    return _metrics(found, step)
 
 
 def _influence(trial: Trial) -> dict[str, float]:

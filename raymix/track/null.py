@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,8 @@ class About:
     """A study as its tracker is told of it.
 
     `id` names this very study: the same when it is resumed, another when it is run again. `data`
-    is the fingerprint of the prepared data. `config`: the experiment as plain JSON.
+    is the fingerprint of the prepared data. `config`: the experiment as plain JSON. `groups`: of
+    methods, by name. `units`: what a told trial has cost, in trainings on the study's budget.
     """
 
     id: str
@@ -33,6 +34,8 @@ class About:
     seed: int
     data: str = ""
     config: Json = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+    units: Callable[[Trial], float] | None = None
 
 
 class Tracker(Protocol):

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from raymix import search
 from raymix.cli import app
+from raymix.core.mixture import Domain
 from raymix.core.trial import History, Proposal
+from raymix.experiment.build import plan, space
 from raymix.experiment.config import Experiment
 from raymix.testing.toy import Toy
 
@@ -26,6 +28,17 @@ def test_the_example_experiment_is_one():
     experiment = Experiment.model_validate(yaml.safe_load(block("yaml", "sft_mix.yaml")))
     assert experiment.names == ("math", "code", "chat")
     assert experiment.mixture.budget == 10_000_000
+
+
+def test_the_example_of_methods_is_one():
+    plain = yaml.safe_load(block("yaml", "sft_mix.yaml"))
+    search = yaml.safe_load(block("yaml", "of: methods"))["search"]
+    experiment = Experiment.model_validate({**plain, "search": search})
+    domains = tuple(Domain(name, 10**4, 10**7, 10**6) for name in experiment.names)
+    found = plan(experiment, space(experiment, domains))
+    assert {m.group for m in found.methods} == {"tpe", "ideal", "doremi", "mos", "doubled"}
+    assert len(found.methods) == 15
+    assert found.confirm.equal
 
 
 def test_the_example_searcher_searches():

@@ -33,23 +33,27 @@ def test_a_reweighter_is_its_name_or_a_block(plain):
         - {type: proxy, name: doge, reweighter: doge, budget: 100}
         - type: online
           name: mos
-          repeats: 2
+          seeds: 2
           reweighter:
             type: MoS
             settings: {rewards: [difficulty, trajectory], tau: .inf}
         - {type: online, name: replay, reweighter: {type: Schedule, points: [[0, {copy: 1.0}]]}}
         - {type: mos_search, draws: 8}
     """)
-    doremi, doge, mos, replay, policy = planned(plain, *written)
+    doremi, doge, mos, again, replay, policy = planned(plain, *written)
     assert doremi.searcher == Proxy(to_spec(DoReMi(eta=0.5, clip=False)), rounds=2)
     assert doge.searcher == Proxy(to_spec(DoGE()), budget=100)
     made = MoS(rewards=("difficulty", "trajectory"), tau=float("inf"))
-    assert mos.searcher == Online(to_spec(made), repeats=2)
+    assert mos.searcher == again.searcher == Online(to_spec(made))
+    assert [(m.name, m.group, m.repeat) for m in (mos, again)] == [
+        ("mos#0", "mos", 0),
+        ("mos#1", "mos", 1),
+    ]
     assert from_spec(mos.searcher.reweighter) == made
     assert from_spec(replay.searcher.reweighter) == Schedule(((0, {"copy": 1.0}),))
     assert policy.searcher == MosSearch(draws=8)
     # They end by themselves, so they ask for no more than they can use.
-    assert [m.num_trials for m in (doremi, doge, mos, policy)] == [5, 2, 2, 2]
+    assert [m.num_trials for m in (doremi, doge, mos, policy)] == [5, 2, 1, 2]
 
 
 def test_a_class_of_ones_own_and_a_spec_are_understood(plain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -198,6 +199,17 @@ def test_a_study_that_has_just_begun(tmp_path):
     with pytest.raises(StudyError, match="nothing to draw yet"):
         write_figures(read(tmp_path), tmp_path)
     assert best_of(facts(read(tmp_path))) is None
+
+
+def test_a_study_in_the_middle_of_its_first_block_is_told_about(record, tmp_path):
+    first = next(t.number for t in record.history if t.role is Role.CONFIRM)
+    for told in (first + 1, first + 2):
+        trials = {n: t for n, t in record.trials.items() if n < told}
+        half = copy.copy(record)
+        half.trials = trials
+        assert repeats(facts(half)) is None, "the best of the search is not among them yet"
+        assert "Confirmed with 1 fresh seeds" in printed(report(half))
+        write_figures(half, tmp_path)
 
 
 def test_best_of_is_the_winner_with_the_means_of_its_seeds(record):

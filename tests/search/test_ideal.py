@@ -198,12 +198,6 @@ def test_a_budget_of_its_own():
     assert free[2].proposal.budget == free[1].proposal.budget
 
 
-def test_methods_of_one_study_can_have_seeds_of_their_own():
-    own = run(Ideal(rounds=1, repeats=2, first=3), TOY.space(), 99).own
-    assert [t.proposal.repeat for t in own] == [3, 4, 3, 4]
-    assert {forecast_of(t.proposal).parent for t in own[2:]} == {own[0].number, own[1].number}
-
-
 def test_paper_mode_keeps_the_number_of_epochs_until_rows_run_out():
     # 20,000 draws: math twice, code twice, chat twice. With a scarce math of 150 rows: 13 times.
     space = GROWING.space(20_000)
@@ -544,7 +538,7 @@ def test_a_search_cannot_go_on_with_other_settings():
         ({"step": math.nan}, "Ideal.step"),
         ({"rounds": -1}, "Ideal.rounds must not be negative, got -1"),
         ({"total": "open"}, "Ideal.total must be fixed or free, got 'open'"),
-        ({"repeats": 0}, "Ideal.repeats must be at least 1 and first at least 0, got 0 and 0"),
+        ({"repeats": 0}, "Ideal.repeats must be at least 1, got 0"),
         ({"widths": (-1.0,)}, "Ideal.widths"),
         ({"widths": (1.0, 0.0)}, "Ideal.widths"),
         ({"widths": ()}, "Ideal.widths"),

@@ -31,10 +31,10 @@ FOUND = (0.5, 0.3, 0.2)
 
 SEARCHERS = (
     Proxy(DOREMI),
-    Proxy(DOREMI, model="small", budget=400, rounds=3, tolerance=0.0, repeats=2),
-    Proxy(DOGE, start="uniform", repeats=3, first=2),
+    Proxy(DOREMI, model="small", budget=400, rounds=3, tolerance=0.0),
+    Proxy(DOGE, start="uniform"),
     Online(MOS),
-    Online(MOS, start="uniform", repeats=4, first=1),
+    Online(MOS, start="uniform"),
 )
 
 
@@ -88,7 +88,7 @@ def test_doremi_trains_a_reference_then_the_proxy_then_the_target():
         model="small",
         role=Role.REFERENCE,
         keep=True,
-        note={"kind": "reference", "round": 1, "repeat": 0, "parent": []},
+        note={"kind": "reference", "round": 1, "parent": []},
     )
     assert proxy.proposal == Proposal(
         START,
@@ -97,7 +97,7 @@ def test_doremi_trains_a_reference_then_the_proxy_then_the_target():
         reweighter=DOREMI,
         reference=reference.number,
         role=Role.PROXY,
-        note={"kind": "proxy", "round": 1, "repeat": 0, "parent": [reference.number]},
+        note={"kind": "proxy", "round": 1, "parent": [reference.number]},
     )
     assert final.mixture.weights == pytest.approx(FOUND)
     assert final.proposal.budget is final.proposal.reweighter is None
@@ -148,23 +148,17 @@ def test_it_waits_for_what_it_needs():
     searcher, history = Proxy(DOREMI), began(SPACE)
     history = added(history, ask(searcher, history))
     assert ask(searcher, history) is Idle.WAIT
-    two = Proxy(DOREMI, repeats=2)
-    other = ask(two, history)
-    assert (other.role, other.repeat) == (Role.REFERENCE, 1)
-    assert ask(two, added(history, other)) is Idle.WAIT
 
 
 @pytest.mark.parametrize("failing", [Role.REFERENCE, Role.PROXY, Role.FINAL])
 @pytest.mark.parametrize("status", [Status.FAILED, Status.STOPPED])
-def test_a_failed_training_ends_its_repeat(failing, status):
-    searcher, history = Proxy(DOREMI, repeats=2), began(SPACE)
+def test_a_failed_training_ends_it(failing, status):
+    searcher, history = Proxy(DOREMI), began(SPACE)
     while isinstance(answer := ask(searcher, history), Proposal):
-        bad = answer.role is failing and answer.repeat == 0
-        history = added(history, answer, status=status if bad else Status.DONE)
+        history = added(history, answer, status=status if answer.role is failing else Status.DONE)
     assert answer is Idle.DONE
-    roles = [[t.role for t in history.own if t.proposal.repeat == r] for r in (0, 1)]
     whole = [Role.REFERENCE, Role.PROXY, Role.FINAL]
-    assert roles == [whole[: whole.index(failing) + 1], whole]
+    assert [t.role for t in history.own] == whole[: whole.index(failing) + 1]
 
 
 def test_a_reference_without_a_checkpoint_leads_nowhere():
@@ -175,13 +169,13 @@ def test_a_reference_without_a_checkpoint_leads_nowhere():
 
 
 def test_resumed_at_any_point_it_goes_on_the_same():
-    searcher = Proxy(DOREMI, rounds=2, repeats=2, tolerance=0.0)
+    searcher = Proxy(DOREMI, rounds=2, tolerance=0.0)
     history = began(SPACE)
     while isinstance(answer := ask(searcher, history), Proposal):
         again = decode(History, encode(history))
         assert ask(searcher, again) == answer
         history = added(history, answer, mean=(0.2, 0.2, 0.6))
-    assert len(history.own) == searcher.most == 10
+    assert len(history.own) == searcher.most == 5
 
 
 def test_a_history_of_other_settings_is_refused():
@@ -198,27 +192,23 @@ def test_one_domain_is_trained_on_whole():
     assert {t.mixture.weights for t in history.own} == {(1.0,)}
 
 
-def test_online_trains_once_for_each_repeat():
-    own = run(Online(MOS, repeats=3, first=5), SPACE, 9).own
-    assert [t.proposal.repeat for t in own] == [5, 6, 7]
-    assert own[0].proposal == Proposal(
-        START, reweighter=MOS, repeat=5, note={"kind": "online", "repeat": 5}
-    )
-    (one,) = run(Online(DOGE, start={"math": 1.0}), SPACE, 9).own
-    assert one.role is Role.SEARCH
-    assert one.mixture.weights == (1.0, 0.0, 0.0)
+def test_online_trains_once():
+    (one,) = run(Online(MOS), SPACE, 9).own
+    assert one.proposal == Proposal(START, reweighter=MOS, note={"kind": "online"})
+    (other,) = run(Online(DOGE, start={"math": 1.0}), SPACE, 9).own
+    assert other.role is Role.SEARCH
+    assert other.mixture.weights == (1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: Online(DOREMI), "DoReMi needs the losses of a reference model; use Proxy"),
-        (lambda: Online(MOS, repeats=0), "Online.repeats must be at least 1"),
         (lambda: Online(MOS, start="best"), "Online.start must be prior"),
         (lambda: Online(to_spec(Proxy(DOREMI))), "is no reweighter, it has no method init"),
         (lambda: Proxy(Spec("nowhere:Thing")), "cannot import 'nowhere:Thing'"),
         (lambda: Proxy(DOREMI, budget=0), "Proxy.budget must be positive, got 0"),
-        (lambda: Proxy(DOREMI, rounds=0), "Proxy.rounds and repeats must be at least 1"),
+        (lambda: Proxy(DOREMI, rounds=0), "Proxy.rounds must be at least 1, got 0"),
         (lambda: Proxy(DOREMI, tolerance=-1.0), "Proxy.tolerance must be a number >= 0"),
     ],
 )

@@ -20,7 +20,7 @@ from raymix.search.online import Online
 from raymix.search.proxy import Proxy
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
-from raymix.study.plan import Confirm, Method, Plan
+from raymix.study.plan import Confirm, Method, Plan, seeded
 from raymix.study.record import costs, equal_histories
 from raymix.study.serial import run_serial
 from raymix.study.store import FILE
@@ -98,8 +98,8 @@ def test_all_of_it_is_paid_for_and_only_the_end_is_ranked(tmp_path):
 
 def test_resumed_after_every_event_it_is_the_same_study(tmp_path):
     asked = plan(
-        Method("doremi", replace(PROXY, rounds=2, repeats=2), 10),
-        Method("mos", Online(to_spec(MoS()), repeats=2), 2),
+        *seeded(Method("doremi", replace(PROXY, rounds=2), 5), 2),
+        *seeded(Method("mos", Online(to_spec(MoS())), 1), 2),
         Method("policy", MosSearch(), 4),
     )
     whole, _ = finished(tmp_path / "whole", asked)
@@ -114,9 +114,9 @@ def test_resumed_after_every_event_it_is_the_same_study(tmp_path):
 
 
 def test_online_searches_in_the_scored_training_itself(tmp_path):
-    method = Method("mos", Online(to_spec(MoS()), repeats=2), 2)
-    history, runner = finished(tmp_path, plan(method))
-    one, two = own(history, "mos")
+    methods = seeded(Method("mos", Online(to_spec(MoS())), 1), 2)
+    history, runner = finished(tmp_path, plan(*methods))
+    (one,), (two,) = own(history, "mos#0"), own(history, "mos#1")
     assert one.role is two.role is Role.SEARCH
     assert two.seed == one.seed + 1
     assert {t.number for t in (one, two)} <= {t.number for t in history.ranking()}

@@ -16,7 +16,7 @@ from raymix.search.dirichlet import Dirichlet
 from raymix.search.ideal import Ideal
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
-from raymix.study.plan import Confirm, Method, Plan
+from raymix.study.plan import Confirm, Method, Plan, seeded
 from raymix.study.serial import run_serial
 from raymix.study.study import Study
 from raymix.testing.toy import Toy
@@ -44,9 +44,10 @@ def study_of(folder, listeners=(), trials=2, resume=False):
     return Study(folder, plan, {}, listeners=listeners, resume=resume)
 
 
-def about(identity):
+def about(identity, study=None):
     config = {"training": {"learning_rate": 1e-3}, "datasets": [{"domain": "math"}]}
-    return About(identity, "toys", 0, "f00d", config)
+    groups = {} if study is None else {n: m.group for n, m in study.plan.members.items()}
+    return About(identity, "toys", 0, "f00d", config, groups, study and study.units)
 
 
 def runs(uri, identity):
@@ -109,6 +110,50 @@ def test_a_study_is_a_run_and_each_trial_its_child(uri, tmp_path):
     assert child.data.metrics["score"] == trial.score
     assert child.data.metrics["cost/tokens"] == trial.result.spent.tokens
     assert "test/math/loss" in children[5].data.metrics
+    names = [run.info.run_name for run in children[5:]]
+    chosen = {children[int(run.data.tags["confirms"])].info.run_name for run in children[5:]}
+    assert names[:2] == ["toys/uniform-confirm-0", "toys/proportional-confirm-0"]
+    assert names[2].startswith("toys/dirichlet-00")
+    assert names[2].removesuffix("-confirm-0") in chosen
+    assert [run.data.params["method"] for run in children[5:]] == [
+        "uniform",
+        "proportional",
+        "dirichlet",
+    ]
+
+
+def test_methods_with_several_seeds_can_be_grouped(uri, tmp_path):
+    tracker = MlflowTracker(uri)
+    methods = seeded(Method("dirichlet", Dirichlet(), 1), 2)
+    confirm = Confirm(0, 2, "methods")
+    plan = Plan(TOY.space(), MultiTask(), Objective(), methods, confirm=confirm)
+    study = Study(tmp_path, plan, {}, listeners=[tracker])
+    tracker.study_started(about("seeds", study))
+    for _ in range(5):
+        step(study)
+    tracker.study_ended(Ending.INTERRUPTED)
+    study.close()
+    # The second half is told to another tracker, which has not heard of the first.
+    tracker = MlflowTracker(uri)
+    study = Study(tmp_path, plan, {}, listeners=[tracker], resume=True)
+    tracker.study_started(about("seeds", study), [t for t in study.history if not t.pending])
+    run_serial(study, TOY)
+    tracker.study_ended(Ending.FINISHED)
+    _, _, children = runs(uri, "seeds")
+    seen = [(r.info.run_name, r.data.params["method"], r.data.tags["group"]) for r in children]
+    assert seen == [
+        ("toys/base-000", "base", "base"),
+        ("toys/uniform-001", "uniform", "uniform"),
+        ("toys/proportional-002", "proportional", "proportional"),
+        ("toys/dirichlet#0-003", "dirichlet#0", "dirichlet"),
+        ("toys/dirichlet#1-004", "dirichlet#1", "dirichlet"),
+        *(
+            (f"toys/{name}-confirm-{block}", name, name)
+            for block in (0, 1)
+            for name in ("uniform", "proportional", "dirichlet")
+        ),
+    ]
+    assert [r.data.metrics["cost/units"] for r in children] == [0.0] + [1.0] * 10
 
 
 def test_a_resumed_study_finds_its_runs_and_writes_what_is_missing(uri, tmp_path):
