@@ -157,10 +157,15 @@ def finish(experiment: Experiment, outcome: Outcome) -> None:
     if outcome.best is not None:
         console.print(f"best mixture  {outcome.folder / 'best_mixture.yaml'}", soft_wrap=True)
         console.print(f"figures       {outcome.folder / 'figures'}", soft_wrap=True)
+    look(experiment)
+
+
+def look(experiment: Experiment) -> None:
+    """Say where MLflow shows the study."""
     if experiment.tracking.report_to == "mlflow":
         uri = experiment.tracking.tracking_uri
-        look = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-        console.print(f"compare       {look}", soft_wrap=True)
+        shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        console.print(f"compare       {shown}", soft_wrap=True)
         name = experiment.tracking.experiment_name
         console.print(f"              there: Model training > Experiments > {name} > Runs")
 

@@ -15,7 +15,7 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import ConfigError, MixtureError, nearest
 from raymix.core.job import Drawn
 from raymix.core.mixture import Budget, Mixture, Unit
-from raymix.report.facts import Facts, label, repeats
+from raymix.report.facts import Facts, label, repeats, used
 from raymix.report.verdict import verdict
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
@@ -79,7 +79,7 @@ def best_of(known: Facts) -> Best | None:
     if known.objective.constraints:
         goal["constraints"] = list(known.objective.constraints)
     return Best(
-        mixture=shown.mixture,
+        mixture=used(shown),
         budget=shown.proposal.budget or known.space.budget,
         trial=label(trial),
         objective=goal,

@@ -126,6 +126,14 @@ def label(trial: Trial) -> str:
     return f"{trial.method}-{trial.number:03d}"
 
 
+def used(trial: Trial) -> Mixture:
+    """What a training was on: the mean over its steps where a reweighter moved the mixture."""
+    result = trial.result
+    if trial.proposal.reweighter is not None and result is not None and result.mean_mixture:
+        return result.mean_mixture
+    return trial.mixture
+
+
 def rows(known: Facts) -> tuple[Row, ...]:
     """The confirmations: a row for each mixture, or for each group where methods are compared."""
     by_number = {t.number: t for t in known.history}

@@ -17,6 +17,7 @@ from raymix.report.facts import Facts, facts, label, repeats
 from raymix.report.facts import rows as confirmed_rows
 from raymix.report.influence import influence_tables
 from raymix.report.layout import rounded, table_of
+from raymix.report.methods import methods_report
 from raymix.report.verdict import Verdict, verdict
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
@@ -37,7 +38,8 @@ def report(record: Record, rows: int = _ROWS) -> Group:
     parts: list[RenderableType] = [headline(known)]
     if known.history.ranking():
         parts.append(ranking(known, rows))
-    if confirmed_rows(known):
+    compares = known.confirm.of == METHODS and bool(said.comparisons)
+    if confirmed_rows(known) and not compares:
         parts.append(confirmations(known))
     if said.comparisons:
         parts.append(comparisons(said))
@@ -45,7 +47,8 @@ def report(record: Record, rows: int = _ROWS) -> Group:
         parts.append(winner_by_domain(known, known.winner))
     parts += influence_tables(known, record)
     parts.append(spending(known))
-    parts.append(Text(said.sentence, style="bold"))
+    last = methods_report(known) if compares else Text(said.sentence, style="bold")
+    parts.append(last)
     return Group(*parts)
 
 

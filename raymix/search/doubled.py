@@ -11,7 +11,7 @@ from raymix.core.errors import SearchError
 from raymix.core.mixture import Space
 from raymix.core.simplex import Vector
 from raymix.core.trial import History, Idle, Proposal, Trial
-from raymix.search.seen import key, proportional
+from raymix.search.seen import PROPORTIONAL, key, proportional
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class Doubled:
     (base - loss) / base; of equals the first. The others make room in proportion to their shares;
     bounds and epoch caps hold by projection. The baseline is charged to the method (`charged` in
     the note). It ends without a proposal where the baseline failed, and where nothing can be added.
+    `ignore`: domains that nobody wants better.
     """
 
     factor: float = 2.0
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a factor that adds nothing."""
@@ -36,12 +38,23 @@ class Doubled:
         """The most trainings that it asks for."""
         return 1
 
+    @property
+    def pays_for(self) -> tuple[str, ...]:
+        """The baselines that it may look at under a bill, as it is charged for them."""
+        return (PROPORTIONAL,)
+
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
         """The proportional mixture with more of its weakest domain.
 
         Raises:
-            SearchError: there is no proportional baseline to look at.
+            SearchError: there is no proportional baseline to look at, or no domain to ignore by
+                that name.
         """
+        unknown = [name for name in self.ignore if name not in space.names]
+        if unknown:
+            raise SearchError(
+                f"Doubled.ignore: no domain '{unknown[0]}'; known: {', '.join(space.names)}"
+            )
         seen = proportional(history)
         if seen is None:
             raise SearchError("Doubled looks at the proportional baseline, and none was asked for")
@@ -53,6 +66,7 @@ class Doubled:
             return Idle.DONE
         before = seen.mixture.ordered(space.names)
         found = gains(space.names, seen, history)
+        found[[name in self.ignore for name in space.names]] = math.inf
         weakest = int(np.argmin(found))
         mixture = space.project(grown(before.array(), weakest, self.factor))
         if key(mixture) == key(before):

@@ -8,7 +8,7 @@ from raymix.core.mixture import Mixture
 from raymix.core.trial import RANKED, Proposal, Role, Trial
 
 _DIGITS = 6
-_PROPORTIONAL = "proportional"
+PROPORTIONAL = "proportional"
 
 Key = tuple[float, ...]
 
@@ -36,7 +36,7 @@ def proportional(history: Iterable[Trial]) -> Trial | None:
     for trial in history:
         note = trial.proposal.note
         names = note.get("names", ()) if isinstance(note, Mapping) else ()
-        if trial.role is Role.BASELINE and _PROPORTIONAL in (trial.method, *names):
+        if trial.role is Role.BASELINE and PROPORTIONAL in (trial.method, *names):
             return trial
     return None
 

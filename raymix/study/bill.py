@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raymix.core.errors import StudyError
 from raymix.core.job import Spent, Status
@@ -77,6 +77,21 @@ def spent(history: History, budget: Budget) -> tuple[float, float]:
     told = sum(units(trial, budget, history) for trial in history.own)
     opened = [trial.proposal for trial in history.own if trial.pending]
     return told, sum(foreseen(proposal, history, budget) for proposal in opened)
+
+
+def paid(history: History, searcher: object) -> History:
+    """What `history.method` may see under a bill: of the baselines those that it is charged for.
+
+    A searcher names these in `pays_for`. All others start from nothing, or the baselines would be
+    trainings that nobody pays.
+    """
+    names = frozenset(getattr(searcher, "pays_for", ()))
+    seen = (
+        trial
+        for trial in history
+        if trial.role is not Role.BASELINE or names & {trial.method, *trial.proposal.note["names"]}
+    )
+    return replace(history, trials=tuple(seen))
 
 
 def affordable(proposal: Proposal, history: History, budget: Budget, limit: float | None) -> bool:

@@ -15,7 +15,7 @@ from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import StudyError
 from raymix.core.job import Json, Point, Spent, Status, TrainJob, TrainResult
 from raymix.core.trial import History, Idle, Proposal, Role, Trial
-from raymix.study.bill import TOLERANCE, affordable, spent, units
+from raymix.study.bill import TOLERANCE, affordable, paid, spent, units
 from raymix.study.blind import blind
 from raymix.study.confirm import confirmations, saved_at, winner
 from raymix.study.foresight import compared, sloped
@@ -196,7 +196,10 @@ class Study:
         for method in sorted(self.plan.methods, key=lambda m: counts[m.name]):
             if counts[method.name] >= method.num_trials:
                 continue
-            answer = self._propose(method, history.seen_by(method.name), len(history))
+            seen = history.seen_by(method.name)
+            if self.plan.bill is not None:
+                seen = paid(seen, method.searcher)
+            answer = self._propose(method, seen, len(history))
             if isinstance(answer, Proposal):
                 seed = self.plan.seed + method.repeat + answer.repeat
                 return self._ask(method.name, answer, seed)
