@@ -112,7 +112,8 @@ class Point:
 
     `progress` is the fraction of the job's budget spent, 0 to 1; `stage` the stage that is being
     trained, from 0. Every stage ends with a point. `metrics` are flat: `eval/<domain>/loss`,
-    `test/<domain>/loss`, `train/loss`, `train/lr`, `mix/<domain>/share`; of a reweighter
+    `eval/<domain>/accuracy` (the share of rows that are right to the last token), the same of
+    `test`, `train/loss`, `train/lr`, `mix/<domain>/share`; of a reweighter
     `reweight/<signal>/<domain>`, what it was last told (a matrix's row means), and
     `reweight/weight/<domain>`, the loss or gradient weights in force.
     """
@@ -146,8 +147,8 @@ class Spent:
     """What a training cost. `gpu_seconds` is wall time times the GPUs held (0 on CPU).
 
     `extra`: tokens that passed through the model beside the optimizer steps' own, counted as tokens
-    of a training step: a forward pass alone is a third of one, forward and backward a whole, one
-    backward pass more two thirds. Evaluations are not counted.
+    of a training step. A forward pass alone is a third of one, as is a backward pass to the
+    activations alone; one that has the weights' gradients is two thirds. Evaluations do not count.
     """
 
     steps: int = 0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raymix.core.job import Drawn, Json, Stage
 from raymix.core.mixture import Mixture, Space, Unit
+from raymix.core.simplex import Vector
 from raymix.data.sampler import Sampler
 from raymix.data.stream import Lengths, earlier
 
@@ -75,6 +76,11 @@ class Batches:
     def mixture(self) -> Mixture:
         """The mixture in force."""
         return self.sampler.mixture
+
+    @property
+    def shares(self) -> Vector:
+        """What of it the epoch caps leave [K]."""
+        return self.sampler.shares
 
     def set_mixture(self, mixture: Mixture) -> None:
         """Draw by `mixture` from the next step on."""

@@ -128,6 +128,11 @@ class Sampler:
         """The mixture in force, as it was asked for."""
         return self._mixture
 
+    @property
+    def shares(self) -> Vector:
+        """What of it the epoch caps leave [K]: the shares that are drawn."""
+        return self._shares
+
     def set_mixture(self, mixture: Mixture) -> None:
         """Draw by `mixture` from the next draw on.
 
@@ -158,12 +163,12 @@ class Sampler:
         spare = _SPARE + np.asarray(self._means) / remaining
         if strict and (weights > np.where(room > 0, room + spare, 0.0)).any():
             raise MixtureError(_shortage(self.names, self.streams, weights, room, self.budget))
-        weights, bound = _redistribute(weights, room, mixture)
+        self._shares, bound = _redistribute(weights, room, mixture)
         self.capped = tuple(bool(a or b) for a, b in zip(self.capped, bound, strict=True))
         if self._since:
             fluid = np.asarray(self._weights) * self._since - self._used + self._lag
             self._lag = [float(lag) for lag in fluid]
-        self._ends = list(self._caps)
+        self._ends, weights = list(self._caps), self._shares
         if self.budget.unit is Unit.EXAMPLES:
             weights = self._count(weights, remaining)
         self._mixture, self._weights = mixture, [float(w) for w in weights]
@@ -307,6 +312,7 @@ class Sampler:
             "ends": self._ends,
             "capped": list(self.capped),
             "mixture": self._mixture.as_dict(),
+            "shares": self._shares.tolist(),
         }
 
     def restore(self, state: Json) -> None:
@@ -315,7 +321,7 @@ class Sampler:
         self._used, self._lag, self._since = list(state["used"]), list(state["lag"]), state["since"]
         self._weights, self._ends = list(state["weights"]), list(state["ends"])
         self.capped = tuple(state["capped"])
-        self._mixture = Mixture.of(state["mixture"])
+        self._mixture, self._shares = Mixture.of(state["mixture"]), np.asarray(state["shares"])
         self._arm()
 
 

@@ -56,7 +56,11 @@ class Plan:
 
 @dataclass
 class Measured:
-    """What was found, and its cost: seconds by phase, and passes over the training rows."""
+    """What was found, and its cost by phase: seconds, and passes that were made.
+
+    `passes` are over the training rows, "eval gradients" over the eval rows; a pass forward and
+    back, as a training makes it, is 1. What was recalled from the shelf has made none.
+    """
 
     scores: Scores
     train: Gradients
@@ -95,7 +99,7 @@ def measure(
     """
     groups = _grouped(layers, plan.memory)
     clock = _Clock(progress, len(held) + 2 * len(groups) * len(train))
-    with clock.phase("eval gradients"):
+    with clock.phase("eval gradients", _GRADIENTS):
         seen = gradients(network, layers, held, peers, clock.step)
     taken: Gradients | None = None
     found: list[Scores] = []
@@ -105,7 +109,7 @@ def measure(
             factors, taken = _fitted(network, layers, group, train, peers, plan, clock, taken)
             _shelved(plan.shelf, number, factors, peers)
         if taken is None:
-            with clock.phase("gradients"):
+            with clock.phase("gradients", _GRADIENTS):
                 taken = gradients(network, layers, train, peers, clock.step)
         with clock.phase("scores"):
             shards = {layer.name: diagonal(layer) for layer in group} if diagonal else None
@@ -113,10 +117,22 @@ def measure(
                 scores(group, factors, taken, seen, plan.domains, plan.damping, peers, shards)
             )
     assert taken is not None
-    passes = clock.passes(len(groups))
     return Measured(
-        _together(found), taken, seen, tuple(layers), len(groups), clock.seconds, passes
+        _together(found),
+        taken,
+        seen,
+        tuple(layers),
+        len(groups),
+        clock.seconds,
+        {name: thirds / 3 for name, thirds in clock.thirds.items()},
     )
+
+
+_GRADIENTS, _CURVATURE = 3, 2
+"""Thirds of a training pass: a backward pass to the activations alone is half of a whole one.
+
+With a forward pass of 1 the two cost about 1 and 2.
+"""
 
 
 def _grouped(layers: Sequence[Layer], memory: int) -> list[tuple[Layer, ...]]:
@@ -137,18 +153,19 @@ def _fitted(
 ) -> tuple[dict[str, Factors], Gradients]:
     """The curvature of `group`, and the gradients of all `layers` if they are not known yet."""
     fisher, seed = plan.fisher, plan.seed
-    with clock.phase("covariances"):
+    with clock.phase("covariances", _CURVATURE):
         found = covariances(network, group, train, peers, fisher, seed, clock.step)
     with clock.phase("eigenvectors"):
         rotations = eigenvectors(found, group, peers)
     corrections = Corrections(group, rotations, peers.device)
     if taken is None:
-        with clock.phase("eigenvalues and gradients"):
+        # One forward pass for the two.
+        with clock.phase("eigenvalues and gradients", _GRADIENTS + _CURVATURE - 1):
             taken = gradients_and_corrections(
                 network, layers, train, peers, corrections, group, fisher, seed, clock.step
             )
     else:
-        with clock.phase("eigenvalues"):
+        with clock.phase("eigenvalues", _CURVATURE):
             correct(network, train, corrections, group, fisher, seed, clock.step)
     return corrections.factors(group, peers), taken
 
@@ -212,16 +229,19 @@ def _place(shelf: Path, number: int) -> Path:
 
 
 class _Clock:
-    """Seconds by phase, steps done, and progress told at each hundredth."""
+    """Seconds and thirds of a pass by phase, steps done, progress told at each hundredth."""
 
     def __init__(self, progress: Progress, steps: int) -> None:
         self.seconds: dict[str, float] = {}
+        self.thirds: dict[str, int] = {}
         self._progress, self._steps = progress, max(1, steps)
         self._done, self._told = 0, 0.0
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str, thirds: int = 0) -> Iterator[None]:
         begun = time.monotonic()
+        if thirds:
+            self.thirds[name] = self.thirds.get(name, 0) + thirds
         try:
             yield
         finally:
@@ -233,15 +253,3 @@ class _Clock:
         if fraction - self._told >= 0.01:
             self._told = fraction
             self._progress(fraction)
-
-    def passes(self, groups: int) -> dict[str, float]:
-        """Forward and backward passes over the rows, a training pass being one of each.
-
-        A backward pass to the activations alone is half of one that has the weights' gradients:
-        with a forward pass of 1, they cost about 1 and 2.
-        """
-        return {
-            "eval gradients": 1.0,
-            "covariances": groups * 2 / 3,
-            "eigenvalues and gradients": 4 / 3 + (groups - 1) * 2 / 3,
-        }

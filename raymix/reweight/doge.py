@@ -36,10 +36,10 @@ class DoGE:
 
     With g_j the gradient of domain j's mean loss in the step, lr the step's learning rate and W_j =
     <g_j, sum of g_i over the targets>, the score is clip(lr W_j / mean_j |g_j|, 0, `most` * lr).
-    The step follows sum_j alpha_j g_j. Weights begin uniform; their mean over all steps is the
-    result (`TrainResult.mean_mixture`), which `search.Proxy` trains on. `target` None: all trained
-    domains are targets; else that domain alone, which has an upper bound of 0 and is never trained
-    on. Its gradient is measured only.
+    The step follows sum_j alpha_j g_j. Weights begin uniform; their mean over all steps (of a step,
+    those of the domains that were in it) is the result (`TrainResult.mean_mixture`), which
+    `search.Proxy` trains on. `target` None: all trained domains are targets; else that domain
+    alone, which has an upper bound of 0 and is never trained on. Its gradient is measured only.
 
     The term of a domain with itself counts (W_j holds |g_j|^2), as in algorithm 1. The released
     code means to leave it out; the comparison it does so by is never true, so it counts there too.

@@ -33,7 +33,8 @@ class DoReMi:
 
     Excess: the mean over the window's tokens of the loss minus the reference model's, each token's
     clipped below at 0 (`clip`) or not. The step's loss is sum_i alpha_i * (mean loss of domain i).
-    Weights begin uniform; their mean over all steps (`TrainResult.mean_mixture`) is the result.
+    Weights begin uniform; their mean over all steps is the result (`TrainResult.mean_mixture`; of a
+    step, those of the domains that were in it: see `train.course.Course.mean_mixture`).
     `search.Proxy` runs the whole method: reference, proxy, final training on the mean.
 
     `sampling`: rows come from the uniform mixture, as in the paper, from shares by size, or (None)
@@ -47,6 +48,9 @@ class DoReMi:
 
     `same_step`: the paper's order, in which the weights of a step come from its own losses. The
     workers then hold each step back for the weights, which costs a second forward pass.
+
+    The model's losses are those of the training pass itself, with dropout where there is some;
+    `same_step` and the reference are without.
 
     Departs from the paper: by default weights act from the next step on. A domain that is absent
     from a window keeps its weight (`core.simplex.tilted`); the released code applies the excess

@@ -57,7 +57,8 @@ class MoS:
       > 0, estimated from so many draws of the policy a step, with E_p[R] as baseline. Its fixed
       point is proportional to exp(R / entropy): the best domain takes all as `entropy` goes to 0.
 
-    The state holds the schedule, `[[step, {domain: share}], ...]`, as `Schedule.points` takes it.
+    The state holds the schedule, `[[step, {domain: share}], ...]`; `schedule.learned` makes a
+    `Schedule` of it.
 
     Departs from the paper: Adam begins anew with each update; a domain that was not measured keeps
     the reward it had (or the mean, before its first); the scorer's pretraining is its closed form.

@@ -22,8 +22,8 @@ class Schedule:
     """Samples from each of `points`, `(step, {domain: share})`, after that step of the stage.
 
     A point at 0 holds from the first step on; before the first point it is the stage's own mixture.
-    One point at 0 is a static mixture. Domains left out get 0. The points that MoS keeps in its
-    state, played back on the same data, give the same training bit for bit.
+    One point at 0 is a static mixture. Domains left out get 0. What MoS has learned (see
+    `learned`), played back on the same data, gives the same training bit for bit.
     """
 
     points: tuple[tuple[int, Mapping[str, float]], ...]
@@ -89,3 +89,21 @@ class Schedule:
         if come == over:
             return Decision(), over
         return Decision(sampling=Mixture.of(self.points[come - 1][1]).ordered(names)), come
+
+
+def learned(diagnostic: Json) -> Schedule:
+    """The schedule that a reweighter, such as MoS, has kept in its state.
+
+    Args:
+        diagnostic: `{"type": ..., "state": ...}`, what `TrainResult.diagnostics["reweighter"]` has
+            of one stage.
+
+    Raises:
+        ConfigError: it is of no reweighter, or of one that keeps no schedule.
+    """
+    state = diagnostic.get("state") if isinstance(diagnostic, Mapping) else None
+    points = state.get("schedule") if isinstance(state, Mapping) else None
+    if not points:
+        name = diagnostic.get("type") if isinstance(diagnostic, Mapping) else diagnostic
+        raise ConfigError(f"no schedule was learned by '{name}': only MoS keeps one")
+    return Schedule(tuple((int(step), dict(shares)) for step, shares in points))

@@ -13,14 +13,16 @@ from raymix.core.job import Drawn, Json, Point, Spent
 from raymix.core.mixture import Mixture, Unit
 from raymix.core.simplex import Vector
 from raymix.data.batches import Batches, Item
+from raymix.train.measure import loss_tokens
 
 
 @dataclass
 class Course:
     """A job's steps so far.
 
-    `shares` [K] sums the mixtures, `begun` has the steps before each stage that was entered,
-    `drawn` has the ended stages. `inherited` is the part of `spent` that another job has paid.
+    `shares` [K] sums what the domains counted in each step, `begun` has the steps before each stage
+    that was entered, `drawn` has the ended stages. `inherited` is the part of `spent` that another
+    job has paid.
     """
 
     shares: Vector
@@ -33,10 +35,17 @@ class Course:
     inherited: Spent = field(default_factory=Spent)
     checkpoint: str | None = None
 
-    def count(self, items: Sequence[Item], mixture: Mixture) -> None:
-        """Take in one optimizer step."""
+    def count(self, items: Sequence[Item], shares: Vector, weights: Mixture | None = None) -> None:
+        """Take in one optimizer step, drawn by `shares` [K].
+
+        `weights`: of losses or gradients, where there were any; see `mean_mixture`.
+        """
         self.step += 1
-        self.shares += mixture.array()
+        if weights is None:
+            self.shares += shares
+        else:
+            present = loss_tokens(items, len(self.shares)) > 0
+            self.shares += np.where(present, weights.array(), 0.0)
         self.spent = replace(
             self.spent,
             steps=self.step,
@@ -61,8 +70,22 @@ class Course:
         )
 
     def mean_mixture(self, names: tuple[str, ...]) -> Mixture | None:
-        """The mixture averaged over steps (of loss weights, in steps that had them)."""
-        return Mixture.normalised(names, self.shares) if self.step else None
+        """What the domains counted, averaged over steps and scaled to sum to 1.
+
+        That is the mixture that the model was trained by: the sampler's (of which a domain that its
+        epoch cap has exhausted has nothing), or in steps with loss or gradient weights alpha,
+        alpha_i where domain i has a judged token in the step and 0 where it has none, since absent
+        domains add nothing to a step.
+
+        DoReMi (arXiv:2305.10429, algorithm 1) and DoGE average alpha itself; their batches are so
+        large that every domain is in each of them, and the two are the same. Where a domain is
+        absent from half of the steps, they are not: what plays against the model is alpha_i times
+        how often the domain is there, and it is this product that comes to the game's solution.
+        (The mean of alpha_i itself would say .67 where the solution is .51.)
+
+        None: there were no steps, or all weights were of domains that never came up.
+        """
+        return Mixture.normalised(names, self.shares) if self.shares.any() else None
 
     def state(self, seconds: float) -> Json:
         """Plain JSON; `seconds` is the time that the job has taken so far."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from raymix.influence.score import DAMPINGS, check, check_finite
 from raymix.train.config import InfluenceSettings, Setup
 from raymix.train.evaluate import HeldOut
 from raymix.train.measure import micro, passes
+from raymix.train.meter import Meter
 from raymix.train.model import Model
 from raymix.train.shard import local
 
@@ -63,6 +64,7 @@ def influence(
     held: HeldOut,
     shelf: Path,
     progress: Callable[[float], None],
+    meter: Meter,
 ) -> Influence:
     """Influence of the domains on the eval losses; the model is left as it was. Collective.
 
@@ -76,16 +78,19 @@ def influence(
         held: the eval rows that the study's losses are of.
         shelf: folder for what must outlive this process.
         progress: is told the fraction done.
+        meter: counts what it takes.
     """
     settings, world, names = setup.influence, model.world, job.space.names
     sample = sampled(job, stages, tables, settings.train_rows, _pack(setup))
     batch = settings.batch_size or setup.training.per_device_eval_batch_size
     pack = _pack(setup)
     overhead = OVERHEAD[model.world.device.type]
-    train = Batched(model, tables, parts_of(sample, tables, batch, pack, overhead))
+    parts = parts_of(sample, tables, batch, pack, overhead)
+    train = Batched(model, tables, parts)
     seen = [halves_of(held, domain) for domain in range(len(names))]
     whole = Sample(tuple(seen), (1.0,) * len(names), (), ())
-    evals = Batched(model, held.tables, parts_of(whole, held.tables, batch, pack, overhead))
+    eval_parts = parts_of(whole, held.tables, batch, pack, overhead)
+    evals = Batched(model, held.tables, eval_parts)
     model.module.eval()
     layers = choose(model, settings.layers)
     plan = Plan(
@@ -104,18 +109,31 @@ def influence(
         check_finite(gradients(model, layers, train, world), world, names)
         raise
     check(found.scores, found.train, names)
-    extra = {}
+    extra, made = {}, dict(found.passes)
     if settings.exact:
         chosen = _chosen(found, settings)
         dampings = (settings.damping * found.scores.means[chosen]).tolist()
         looked = [found.layers[number] for number in chosen]
         count = len(names)
         taken = (found.train, found.held)
-        solved = exact(model, looked, train, *taken, count, dampings, world, _ROUGHLY)
-        extra["exact"] = _matrix(solved)
+        products: list[float] = []
+        solved = exact(
+            model, looked, train, *taken, count, dampings, world, _ROUGHLY, products.append
+        )
+        extra["exact"], made["exact"] = _matrix(solved), sum(products)
     model.module.train()
-    told_ = _told(found, extra, sample, settings, names, _notes(found, sample, tables))
+    _pay(meter, made, parts, eval_parts)
+    told_ = _told(found, extra, made, sample, settings, names, _notes(found, sample, tables))
     return replace(told_, moved=model.moved())
+
+
+def _pay(
+    meter: Meter, made: Mapping[str, float], train: Sequence[Part], held: Sequence[Part]
+) -> None:
+    """Count the passes `made`, by phase, over the rows of all workers."""
+    rows, evals = (sum(item.tokens for p in parts for item in p.items) for parts in (train, held))
+    for phase, passes_ in made.items():
+        meter.thirds += round(3 * passes_) * (evals if phase == "eval gradients" else rows)
 
 
 def told(report: Callable[[Point], bool], last: Point) -> Callable[[float], None]:
@@ -333,6 +351,7 @@ def _notes(found: Measured, sample: Sample, tables: Sequence[Table]) -> tuple[st
 def _told(
     found: Measured,
     extra: dict[str, Matrix],
+    made: dict[str, float],
     sample: Sample,
     settings: InfluenceSettings,
     names: tuple[str, ...],
@@ -357,7 +376,7 @@ def _told(
         damping=settings.damping,
         fisher=settings.fisher,
         seconds=found.seconds,
-        passes=found.passes,
+        passes=made,
         notes=notes,
     )
 

@@ -1,17 +1,19 @@
-"""Loss of every domain's held-out rows, in nats per token."""
+"""Loss and accuracy of every domain's held-out rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raymix.core.errors import TrainingError
 from raymix.core.simplex import Vector
 from raymix.data.batches import Item
 from raymix.data.store import Table
-from raymix.train.measure import Window, means, micro
+from raymix.train.measure import Micro, Window, means, micro
 from raymix.train.model import Model
 
 _SUBSET_SEED = 20505
@@ -39,9 +41,10 @@ class HeldOut:
         items.sort(key=lambda item: (item.tokens, item.domain, item.rows))
         self.tables = tables
         self.batches = [items[i : i + batch] for i in range(0, len(items), batch)]
-        self.tokens = np.zeros(len(tables))
+        self.tokens, self.rows = np.zeros(len(tables)), np.zeros(len(tables))
         for item in items:
             self.tokens[item.domain] += item.loss_tokens
+            self.rows[item.domain] += 1
         for table, tokens in zip(tables, self.tokens, strict=True):
             if not tokens:
                 raise TrainingError(f"domain '{table.domain}' has no {table.split} row with loss")
@@ -55,10 +58,35 @@ def _subset(table: Table, rows: int | None) -> Sequence[int]:
     return list(usable[np.sort(chosen)])
 
 
-def evaluate(model: Model, held: HeldOut) -> Vector:
-    """Mean loss per domain [K], nats per token, on all ranks; a collective call."""
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one look at the held-out rows has found, by domain [K].
+
+    `losses`: means over judged tokens, nats. `accuracies`: the share of rows that are right to the
+    last token, 0 to 1. A row is right where each judged token is the model's greedy choice after
+    the tokens before it in the row. By induction that is what greedy decoding from the prompt gives
+    back, end of turn included, each assistant turn after the true turns before it. (Where prompts
+    bear loss, with `assistant_only_loss` off, they have to be right, too.)
+    """
+
+    losses: Vector
+    accuracies: Vector
+
+    def metrics(self, names: Sequence[str], split: str) -> dict[str, float]:
+        """`<split>/<domain>/loss` and `<split>/<domain>/accuracy`."""
+        columns = {"loss": self.losses, "accuracy": self.accuracies}
+        return {
+            f"{split}/{name}/{column}": float(value)
+            for column, values in columns.items()
+            for name, value in zip(names, values, strict=True)
+        }
+
+
+def evaluate(model: Model, held: HeldOut) -> Evaluation:
+    """Losses and accuracies of all domains, on all ranks; a collective call."""
     world, module = model.world, model.module
     window = Window(len(held.tables), world.device)
+    exact = torch.zeros(len(held.tables), dtype=torch.float64, device=world.device)
     scale = np.zeros(len(held.tables), dtype=np.float32)
     module.eval()
     with torch.no_grad():
@@ -66,6 +94,18 @@ def evaluate(model: Model, held: HeldOut) -> Vector:
             mine = first + world.rank
             items = held.batches[mine] if mine < len(held.batches) else []
             tensors = micro(items, held.tables, scale, world.device)
-            window.add(tensors, model.losses(tensors))
+            losses, right = model.judged(tensors)
+            window.add(tensors, losses)
+            if items:
+                owners = torch.tensor([item.domain for item in items], device=world.device)
+                exact.index_add_(0, owners, whole_rows(tensors, right))
     module.train()
-    return means(window.sums(world), held.tokens)
+    accuracies = means(np.asarray(world.summed(exact).cpu()), held.rows)
+    return Evaluation(means(window.sums(world), held.tokens), accuracies)
+
+
+def whole_rows(micro: Micro, right: Tensor) -> Tensor:
+    """1 for each row [P] of which every judged token is `right` [N], else 0; fp64."""
+    places, width = micro.input_ids.shape
+    wrong = torch.bincount(micro.index[~right] // width, minlength=places)
+    return (wrong == 0).double()

@@ -17,6 +17,7 @@ from raymix.data.aside import Aside
 from raymix.data.batches import Batches, Item
 from raymix.train.kit import Kit
 from raymix.train.measure import Micro, Window, means
+from raymix.train.meter import Meter
 from raymix.train.probe import Probe
 from raymix.train.reference import Floats, TokenLosses
 
@@ -37,6 +38,7 @@ class Instruments:
         job: names domains, bounds and the reference.
         batches: of the stage.
         kept: gives the losses of train rows under weights that do not move.
+        meter: counts what probes take.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Instruments:
         job: TrainJob,
         batches: Batches,
         kept: Callable[[Path | None], TokenLosses],
+        meter: Meter,
     ) -> None:
         self.needs = reweighter.needs
         self.gram: Vector | None = None
@@ -62,7 +65,8 @@ class Instruments:
         self._each = max(1, round(batches.size / max(1, int((job.space.ceiling() > 0).sum()))))
         start = Path(job.start) if job.start else None
         base = kept(start) if Signal.PERPLEXITY_RATIO in self.needs else None
-        self._probe = Probe(kit, batches.sampler.streams, base) if self.needs & PROBED else None
+        probes, streams = self.needs & PROBED, batches.sampler.streams
+        self._probe = Probe(kit, streams, base, meter) if probes else None
 
     def cover(self, items: Sequence[Item]) -> None:
         """See that the reference losses of a step's items are known; a collective call."""

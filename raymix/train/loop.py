@@ -25,10 +25,11 @@ from raymix.data.stream import earlier
 from raymix.train import checkpoint
 from raymix.train.course import Course, expected_steps, joined
 from raymix.train.diagnose import influence, silent, told
-from raymix.train.evaluate import evaluate
+from raymix.train.evaluate import Evaluation, evaluate
 from raymix.train.identity import identity, previous, turning
 from raymix.train.kit import Kit
 from raymix.train.measure import Window, means
+from raymix.train.meter import Meter
 from raymix.train.optim import adamw, moments, recall, set_moments
 from raymix.train.pretrained import Shelf, save, shelf, start_from
 from raymix.train.reference import TokenLosses
@@ -40,6 +41,9 @@ from raymix.train.timetable import Timetable
 
 Report = Callable[[Point], bool]
 
+LEARNED = "reweighter"
+"""The diagnostic that has, for each stage, the type and the last state of its reweighter."""
+
 
 class Run:
     """One job on its way. Every rank makes the same calls in the same order."""
@@ -50,6 +54,7 @@ class Run:
         self.begun = time.monotonic()
         self.course = Course(np.zeros(len(job.space.names)))
         self.window = Window(len(job.space.names), self.world.device)
+        self.meter = Meter()
         self.batches: list[Batches] = []
         self.mix: dict[str, float] = {}
         self.token_losses: dict[Path | None, TokenLosses] = {}
@@ -88,7 +93,7 @@ class Run:
         self.optimizer = adamw(self.model.parameters, self.training)
         if job.trained and job.start is not None:
             recall(self.optimizer, self.model.parameters, Path(job.start), self.world)
-        self.stepper = Stepper(self.kit, self.optimizer, self.window)
+        self.stepper = Stepper(self.kit, self.optimizer, self.window, self.meter)
         self.model.module.train()
         self.batches = self._plan()
         steps = [expected_steps(batches) for batches in self.batches]
@@ -115,7 +120,9 @@ class Run:
             # What the stages before have drawn may differ from what was expected of them.
             batches.sampler.follow(earlier(job.stages, course.drawn, len(job.space.names)))
         begun, steps = course.begun[number], self.timetable.steps[number]
-        steering = Steering(stage.reweighter, self.kit, job, batches, begun, steps, self._fixed)
+        steering = Steering(
+            stage.reweighter, self.kit, job, batches, begun, steps, self._fixed, self.meter
+        )
         if saved is None:
             steering.start()
         else:
@@ -127,7 +134,7 @@ class Run:
     def _fixed(self, weights: Path | None) -> TokenLosses:
         """Losses of train rows under weights that do not move; one for all stages."""
         if weights not in self.token_losses:
-            self.token_losses[weights] = TokenLosses(self.kit, self.job, weights)
+            self.token_losses[weights] = TokenLosses(self.kit, self.job, weights, self.meter)
         return self.token_losses[weights]
 
     def _stage(self, number: int, saved: Json | None) -> bool:
@@ -136,22 +143,22 @@ class Run:
         steering = self._enter(number, saved)
         while True:
             lr = self.timetable.lr(number, batches.progress, course)
-            mixture = batches.mixture
+            shares = batches.shares
             items = batches.next_step()
             if not items:
                 break
             self.lr = lr
             self._step(items, steering)
-            course.count(items, steering.weights or mixture)
+            course.count(items, shares, steering.weights)
             self._watch()
             progress = self.timetable.progress(number, batches.progress)
             # The end of the job has its own report and its own checkpoint.
             reports = progress < 1.0 and _every(self.training.eval_steps, course.step)
             saves = progress < 1.0 and _every(self.training.save_steps, course.step)
-            losses = evaluate(self.model, self.kit.held) if reports else None
+            found = evaluate(self.model, self.kit.held) if reports else None
             if steering.due(course.step) and not steering.at_once(course.step):
-                self._ask(steering, course.step, losses)
-            goes_on = not reports or self._report(progress, losses)
+                self._ask(steering, course.step, found)
+            goes_on = not reports or self._report(progress, found)
             if saves or (self.training.save_steps and not goes_on):
                 self._save(batches, steering)
             if not goes_on:
@@ -160,6 +167,7 @@ class Run:
             return False
         course.drawn.append(batches.realised())
         course.stage += 1
+        self._learned(steering)
         if self.job.turn and course.stage == 1:
             self._save(folder=self.folder / "turn")
             self.diagnostics["turn"] = course.checkpoint
@@ -171,13 +179,20 @@ class Run:
         decide = partial(self._ask, steering, step) if steering.at_once(step) else None
         self._norms.append(self.stepper.take(items, step, self.lr, steering, decide))
 
-    def _ask(self, steering: Steering, step: int, losses: Vector | None = None) -> None:
+    def _learned(self, steering: Steering) -> None:
+        """Put what the ended stage's reweighter has come to into the result; a collective call."""
+        if not any(stage.reweighter for stage in self.job.stages):
+            return
+        known = self.diagnostics.get(LEARNED, [])
+        self.diagnostics[LEARNED] = [*known, steering.learned()]
+
+    def _ask(self, steering: Steering, step: int, found: Evaluation | None = None) -> None:
         """Have the reweighter decide, at optimizer step number `step`; a collective call."""
         # What has gone to NaN is the training's fault; the reweighter would only hand it on.
         self._watch(now=True)
-        if losses is None and steering.wants(Signal.VALIDATION_LOSS, step):
-            losses = evaluate(self.model, self.kit.held)
-        steering.update(step, self.lr, losses)
+        if found is None and steering.wants(Signal.VALIDATION_LOSS, step):
+            found = evaluate(self.model, self.kit.held)
+        steering.update(step, self.lr, None if found is None else found.losses)
         self._show(steering)
 
     def _show(self, steering: Steering) -> None:
@@ -216,13 +231,13 @@ class Run:
                     "lower learning_rate or look for broken rows"
                 )
 
-    def _report(self, progress: float, losses: Vector | None, final: bool = False) -> bool:
+    def _report(self, progress: float, found: Evaluation | None, final: bool = False) -> bool:
         """Report a point; False when rank 0 is told to stop. A collective call."""
-        assert losses is not None
+        assert found is not None
         self._watch(now=True)
         names, course = self.job.space.names, self.course
         sums, tokens = self.window.sums(self.world), self.window.tokens
-        metrics = dict(zip((f"eval/{name}/loss" for name in names), losses.tolist(), strict=True))
+        metrics = found.metrics(names, "eval")
         if tokens.any():
             metrics["train/loss"] = float(sums.sum() / tokens.sum())
             metrics["train/lr"] = self.lr
@@ -246,7 +261,7 @@ class Run:
             drawn = joined(self.course.drawn, [stage.budget.unit for stage in self.job.stages])
             metrics = {f"mix/{part.domain}/realised": part.share for part in drawn}
         if self.kit.test is not None:
-            metrics |= _present("test/{}/loss", names, evaluate(self.model, self.kit.test))
+            metrics |= evaluate(self.model, self.kit.test).metrics(names, "test")
         return metrics
 
     def _influence(self) -> None:
@@ -263,6 +278,7 @@ class Run:
             kit.held,
             shelf,
             told(self.report, self.course.curve[-1]) if self.world.first else silent,
+            self.meter,
         )
         self.diagnostics[Diagnostic.INFLUENCE.value] = encode(found)
         if self.world.first:
@@ -283,6 +299,7 @@ class Run:
             "turn": turning(self.job, self.kit.setup),
             "diagnostics": self.diagnostics,
             "course": self.course.state(self._seconds()),
+            "extra": self.meter.thirds,
             "window": self.window.state(world),
             "lr": self.lr,
             "mix": self.mix,
@@ -319,7 +336,10 @@ class Run:
         if saved["job"] == self.fingerprint:
             self.course.checkpoint = str(checkpoint.place(self.folder, self.course.step))
             self.diagnostics = saved["diagnostics"]
+            self.meter.thirds = saved.get("extra", 0)
         else:
+            # The shared stage is paid for, but what was learned in it is this job's, too.
+            self.diagnostics = {k: v for k, v in saved["diagnostics"].items() if k == LEARNED}
             self.course.branch()
         self.window.restore(saved["window"], world)
         self.lr, self.mix = saved["lr"], saved.get("mix", {})
@@ -345,7 +365,7 @@ class Run:
             mean_mixture=course.mean_mixture(self.job.space.names),
             diagnostics=self.diagnostics,
             checkpoint=course.checkpoint,
-            spent=replace(spent, gpu_seconds=gpus * spent.seconds),
+            spent=replace(spent, gpu_seconds=gpus * spent.seconds, extra=self.meter.tokens),
             error=error,
         )
 

@@ -77,6 +77,12 @@ class Model:
         logits = self.logits(micro.input_ids, micro.position_ids, micro.index)
         return cross_entropy(logits.float(), micro.targets, reduction="none")
 
+    def judged(self, micro: Micro) -> tuple[Tensor, Tensor]:
+        """The same, and whether each token is the model's greedy choice [N], from one pass."""
+        logits = self.logits(micro.input_ids, micro.position_ids, micro.index)
+        losses = cross_entropy(logits.float(), micro.targets, reduction="none")
+        return losses, logits.argmax(dim=-1) == micro.targets
+
     def seen(self, micro: Micro) -> tuple[Tensor, Tensor]:
         """Loss of each loss-bearing token [N], and the last hidden states [P, T, H]; no gradient.
 

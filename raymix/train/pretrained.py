@@ -183,18 +183,26 @@ def start_from(model: Model, folder: Path) -> None:
 
 
 def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
+    shapes = {plain_name(n): p.shape for n, p in model.module.named_parameters()}
+    wanted = {name for name in shapes if ".lora_" not in name}
+    shapes |= {n: p.shape for n, p in model.parameters.items()}
+    said = f"cannot start '{model.path}' from weights in {folder}"
     if checkpoint.is_checkpoint(folder):
         checkpoint.read(folder)
         found = checkpoint.tensors(folder, "model")
+        wanted = set()  # it has those that were trained
     else:
         with _quiet():
-            found = dict(_pretrained(str(folder), None, False).named_parameters())
-    shapes = {plain_name(n): p.shape for n, p in model.module.named_parameters()}
-    shapes |= {n: p.shape for n, p in model.parameters.items()}
+            source = _pretrained(str(folder), None, False)
+        kinds = [config.model_type for config in (source.config, core(model.module).config)]
+        if kinds[0] != kinds[1]:
+            raise TrainingError(f"{said}: they are of a {kinds[0]} model, it is a {kinds[1]} model")
+        found = dict(source.named_parameters())
     wrong = [name for name, value in found.items() if shapes.get(name) != value.shape]
+    wrong += sorted(wanted - found.keys())
     if wrong or not found:
         what = f"'{wrong[0]}' does not fit" if wrong else "there are none"
-        raise TrainingError(f"cannot start '{model.path}' from weights in {folder}: {what}")
+        raise TrainingError(f"{said}: {what}")
     return found
 
 

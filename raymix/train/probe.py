@@ -17,6 +17,7 @@ from raymix.data.batches import Item
 from raymix.data.stream import Stream
 from raymix.train.kit import Kit
 from raymix.train.measure import means, micro, passes, share
+from raymix.train.meter import Meter
 from raymix.train.reference import TokenLosses
 
 ROWS = 16
@@ -27,7 +28,10 @@ class Probe:
     """Hidden states and perplexities of `ROWS` rows of each domain, with the model as it is.
 
     Each measurement draws rows of its own, from each domain's pool in an order that is a function
-    of (seed, domain). Unlike what comes by in a batch they are there for every domain, also for one
+    of (seed, domain). A domain's state is the mean over its rows of each row's mean over its own
+    tokens, prompt and answer alike; a perplexity is over judged tokens only. (The trainer that MoS
+    is read from looks at 64 rows for the states and 16 for perplexities, prompts and padding
+    included.) Unlike what comes by in a batch they are there for every domain, also for one
     that is hardly sampled, are looked at without dropout, and all under the same weights.
 
     Cost: a forward pass over `ROWS` rows a domain, of which a training step on b rows a domain has
@@ -38,10 +42,13 @@ class Probe:
         kit: model, tables and batch size.
         streams: of each domain [K].
         base: losses of the model before training; None: perplexities are not asked for.
+        meter: counts what passes through the model.
     """
 
-    def __init__(self, kit: Kit, streams: Sequence[Stream], base: TokenLosses | None) -> None:
-        self._kit, self._base = kit, base
+    def __init__(
+        self, kit: Kit, streams: Sequence[Stream], base: TokenLosses | None, meter: Meter
+    ) -> None:
+        self._kit, self._base, self._meter = kit, base, meter
         rows = [replace(stream, pack=None) for stream in streams]
         self._asides = [Aside(stream, d, UNTRAINED) for d, stream in enumerate(rows)]
 
@@ -60,6 +67,7 @@ class Probe:
             later = ROWS * (foreseen - 1)
             base.cover(items, lambda: [aside.ahead(later) for aside in self._asides])
         sums = self._look(items).cpu().numpy()
+        self._meter.looked(sum(item.tokens for item in items))
         ratios, rows_seen, states = sums[:, 0], sums[:, 1], sums[:, 2:]
         found = {Signal.HIDDEN_SIMILARITY: similarity(states)}
         if base is not None:

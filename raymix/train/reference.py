@@ -22,6 +22,7 @@ from raymix.data.stream import Ints
 from raymix.train import checkpoint
 from raymix.train.kit import Kit
 from raymix.train.measure import micro
+from raymix.train.meter import Meter
 from raymix.train.model import Model, core
 from raymix.train.pretrained import same_tokenizer, start_from, uses_bf16
 from raymix.train.shard import local, together
@@ -43,10 +44,11 @@ class TokenLosses:
         kit: model and tables.
         job: its start is what the model goes back to.
         weights: checkpoint of ours or folder in Hugging Face form; None: the pretrained weights.
+        meter: counts what passes through the model; what is known already does not.
     """
 
-    def __init__(self, kit: Kit, job: TrainJob, weights: Path | None) -> None:
-        self._kit, self._job, self._weights = kit, job, weights
+    def __init__(self, kit: Kit, job: TrainJob, weights: Path | None, meter: Meter) -> None:
+        self._kit, self._job, self._weights, self._meter = kit, job, weights, meter
         self._rows = [_Rows(table) for table in kit.train]
         self._folder: Path | None = None
 
@@ -85,6 +87,7 @@ class TokenLosses:
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         with _lent(kit.model, self._job, self._weights):
             found = _losses(kit, batches)
+        self._meter.looked(sum(item.tokens for item in items))
         for rank, losses in enumerate(world.gathered(found)):
             at = 0
             for item in (item for batch in batches[rank :: world.size] for item in batch):

@@ -19,6 +19,7 @@ from raymix.core.simplex import Vector
 from raymix.data.batches import Batches
 from raymix.train.instruments import SUMMED, Instruments, rows_of
 from raymix.train.kit import Kit
+from raymix.train.meter import Meter
 from raymix.train.reference import TokenLosses
 from raymix.train.shard import together
 
@@ -40,6 +41,7 @@ class Steering:
         begun: the job's optimizer steps before the stage; a reweighter counts the stage's own.
         steps: that the stage is expected to take.
         kept: gives the losses of train rows under weights that do not move.
+        meter: counts what the signals take.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Steering:
         begun: int,
         steps: int,
         kept: Callable[[Path | None], TokenLosses],
+        meter: Meter,
     ) -> None:
+        self._spec = spec
         self.reweighter: Reweighter[Any] | None = from_spec(spec) if spec else None
         self.weights: Mixture | None = None
         self.instruments: Instruments | None = None
         if self.reweighter is not None:
-            self.instruments = Instruments(self.reweighter, kit, job, batches, kept)
+            self.instruments = Instruments(self.reweighter, kit, job, batches, kept, meter)
         self.batches, self._job, self._begun, self._steps = batches, job, begun, steps
         self._names, self._world, self._state = job.space.names, kit.model.world, None
         self._heard: dict[str, list[float]] = {}
@@ -149,6 +153,12 @@ class Steering:
             for domain, value in zip(self._names, values, strict=True)
             if not np.isnan(value)
         }
+
+    def learned(self) -> Json:
+        """Type (import path) and last state of the reweighter; None: there is none. Collective."""
+        if self._spec is None:
+            return None
+        return {"type": self._spec.path, "state": self._world.told(self._state)}
 
     def state(self) -> Json:
         """Plain JSON for the checkpoint; a collective call."""

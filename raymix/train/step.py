@@ -18,6 +18,7 @@ from raymix.train.domains import DomainGradients
 from raymix.train.instruments import Instruments
 from raymix.train.kit import Kit
 from raymix.train.measure import Micro, Window, loss_tokens, micro, passes, share
+from raymix.train.meter import Meter
 from raymix.train.optim import clip
 from raymix.train.shard import reshard
 from raymix.train.steer import Steering
@@ -36,11 +37,12 @@ class Stepper:
         kit: model, tables and settings.
         optimizer: over the model's parameters.
         window: hears the training loss for reports.
+        meter: counts what passes through the model beside the steps' own tokens.
     """
 
-    def __init__(self, kit: Kit, optimizer: AdamW, window: Window) -> None:
+    def __init__(self, kit: Kit, optimizer: AdamW, window: Window, meter: Meter) -> None:
         self._kit, self._model, self._world = kit, kit.model, kit.model.world
-        self._optimizer, self._window = optimizer, window
+        self._optimizer, self._window, self._meter = optimizer, window, meter
 
     def take(
         self,
@@ -114,6 +116,7 @@ class Stepper:
             count = loss_tokens(rows, len(tokens))
             scale = (1.0 / np.maximum(count, 1.0)).astype(np.float32)
             self._backward(rows, scale, instruments, reported=False)
+            self._meter.trained(sum(item.tokens for item in rows))
             instruments.count(count)
             aims.append(rows[0].domain)
             gradients.keep(aims[-1])
@@ -148,6 +151,7 @@ class Stepper:
         with torch.no_grad():
             for batch in self._passes(items, nothing, instruments):
                 instruments.add(batch, self._model.losses(batch))
+        self._meter.looked(sum(item.tokens for item in items))
         self._model.module.train()
 
     def _backward(

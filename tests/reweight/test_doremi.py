@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from scipy import optimize
 from raymix.core.errors import ConfigError
 from raymix.core.mixture import Mixture
 from raymix.core.signals import Signal, Signals
+from raymix.data.batches import Item
 from raymix.reweight.doremi import DoReMi, reweighted
 from raymix.testing.conformance import excluding, steered, tight, window
 from raymix.testing.toy import Toy
+from raymix.train.course import Course
 
 ANCHORS = np.array([[-1.0, -0.5], [2.0, 0.0], [0.0, 2.0], [0.6, 0.6]])
 CURVES = np.array([[1.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 1.0]])
@@ -49,6 +52,14 @@ def minimax(reference: np.ndarray) -> tuple[np.ndarray, float]:
     return found.x, -float(found.fun)
 
 
+class Played(NamedTuple):
+    """`mean`: what the training says of its weights; `last` weights; `plain` mean of all."""
+
+    mean: np.ndarray
+    last: np.ndarray
+    plain: np.ndarray
+
+
 def play(
     method: DoReMi,
     reference: np.ndarray,
@@ -56,14 +67,14 @@ def play(
     noise: float = 0.0,
     absent: int | None = None,
     rate: float = 0.05,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient descent with DoReMi: the mean of the loss weights over all steps, and the last.
+) -> Played:
+    """Gradient descent with DoReMi.
 
     `absent`: a domain that has no tokens in half of the steps, drawn at random. It adds nothing to
-    their loss then, so its weight in them does not count either.
+    their loss then.
     """
     rng, space = np.random.default_rng(0), steered(4)
-    names, theta, total = space.names, np.array([0.8, 0.8]), np.zeros(4)
+    theta, course, total = np.array([0.8, 0.8]), Course(np.zeros(4)), np.zeros(4)
     decision, state = method.init(space, steps, 0)
     alpha = decision.loss_weights.array()
     (signal,) = method.needs
@@ -80,11 +91,13 @@ def play(
         if method.same_step:
             alpha = decision.loss_weights.array()
         used = alpha * (tokens > 0)
-        total += used
+        total += alpha
+        items = [Item(domain, (0,), 2, 1) for domain in np.flatnonzero(tokens)]
+        course.count(items, space.prior.array(), Mixture(space.names, tuple(alpha)))
         theta = theta - rate * (used[:, None] * CURVES * (theta - ANCHORS)).sum(axis=0)
         alpha = decision.loss_weights.array()
-    assert decision.loss_weights.names == names
-    return total / total.sum(), alpha
+    mean = course.mean_mixture(space.names).array()
+    return Played(mean, alpha, total / total.sum())
 
 
 @pytest.mark.parametrize("same_step", [False, True])
@@ -93,14 +106,14 @@ def test_mean_weights_are_the_minimax_solution(reference, sign, same_step):
     wanted, value = minimax(reference)
     assert np.sign(value) == sign
     assert wanted.max() - wanted.min() > 0.3, "a game worth playing"
-    mean, _ = play(DoReMi(clip=False, same_step=same_step), reference)
+    mean = play(DoReMi(clip=False, same_step=same_step), reference).mean
     np.testing.assert_allclose(mean, wanted, atol=0.02)
 
 
 def test_the_clipped_variant_finds_it_too_while_the_model_is_behind():
     wanted, value = minimax(HARD)
     assert value > 0
-    mean, _ = play(DoReMi(), HARD)
+    mean = play(DoReMi(), HARD).mean
     np.testing.assert_allclose(mean, wanted, atol=0.02)
 
 
@@ -109,7 +122,7 @@ def test_the_clipped_variant_freezes_once_the_model_is_ahead():
     assert value < 0
     assert np.all(excess(np.array([0.8, 0.8]), EASY) < 0)
     # No excess is left, so nothing ever moves the weights from uniform ...
-    mean, last = play(DoReMi(), EASY, steps=3000)
+    mean, last, _ = play(DoReMi(), EASY, steps=3000)
     assert np.abs(mean - wanted).max() > 0.1
     np.testing.assert_allclose(last, 0.25, atol=0.02)
     # ... and what had moved them before is forgotten by smoothing alone.
@@ -124,7 +137,7 @@ def test_the_clipped_variant_freezes_once_the_model_is_ahead():
 @pytest.mark.parametrize("reference", [HARD, EASY], ids=["behind", "ahead"])
 def test_noise_does_not_move_the_mean(reference):
     wanted, _ = minimax(reference)
-    mean, _ = play(DoReMi(clip=False), reference, noise=0.3)
+    mean = play(DoReMi(clip=False), reference, noise=0.3).mean
     np.testing.assert_allclose(mean, wanted, atol=0.02)
 
 
@@ -132,8 +145,11 @@ def test_noise_does_not_move_the_mean(reference):
 @pytest.mark.parametrize("reference", [HARD, EASY], ids=["behind", "ahead"])
 def test_a_domain_that_is_absent_half_of_the_time_keeps_its_place(reference, absent):
     wanted, _ = minimax(reference)
-    mean, _ = play(DoReMi(clip=False), reference, absent=absent)
-    np.testing.assert_allclose(mean, wanted, atol=0.02)
+    played = play(DoReMi(clip=False), reference, absent=absent)
+    np.testing.assert_allclose(played.mean, wanted, atol=0.02)
+    # A weight that acts half of the time is twice as large: its plain mean is no solution.
+    half = wanted * np.where(np.arange(4) == absent, 2.0, 1.0)
+    np.testing.assert_allclose(played.plain, half / half.sum(), atol=0.02)
 
 
 # ---- by hand ----

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from raymix.core.mixture import Mixture
 from raymix.core.signals import named
 from raymix.core.simplex import log_softmax, tilted
 from raymix.reweight import Constant, DoGE, DoReMi, MoS, Schedule
-from raymix.testing.conformance import REWEIGHTER_LAWS
+from raymix.testing.conformance import REWEIGHTER_LAWS, steer, steered, window
 
 REWEIGHTERS = (
     DoReMi(),
@@ -43,6 +45,32 @@ GIVEN = (Constant(), Schedule(((0, {"math": 1.0}), (2, {"math": 1.0}), (3, {"mat
 @pytest.mark.parametrize("reweighter", GIVEN, ids=str)
 def test_conformance_of_what_decides_nothing_itself(reweighter, law):
     law(reweighter)
+
+
+@pytest.mark.parametrize(
+    "reweighter", [r for r in REWEIGHTERS if not getattr(r, "draws", 0)], ids=str
+)
+def test_twins_have_equal_weights(reweighter):
+    """Two domains of one size that are alike in all that is measured."""
+    space = steered(3, reweighter.targets)
+    one, two, three, *targets = space.domains
+    space = replace(space, domains=(one, two, replace(two, name=three.name), *targets))
+    windows = []
+    for step in range(1, 6):
+        signals = window(space, step * reweighter.every)
+        for value in (signals.tokens, *signals.values.values()):
+            value[2] = value[1]
+            if value.ndim == 2:
+                value[:, 2] = value[:, 1]
+        windows.append(signals)
+    moved = False
+    for decision, _ in steer(reweighter, space, windows):
+        for mixture in (decision.sampling, decision.loss_weights, decision.gradient_weights):
+            if mixture is not None:
+                weights = mixture.array()
+                assert weights[1] == pytest.approx(weights[2], rel=1e-9)
+                moved = moved or weights[0] != pytest.approx(weights[1], rel=1e-3)
+    assert moved
 
 
 def test_weights_that_are_no_mixture_are_called_by_the_reweighters_name():

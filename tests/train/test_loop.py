@@ -63,7 +63,7 @@ def test_base_is_evaluated_and_nothing_else(setup_of, job_of, stores, keep_point
                 total += float(loss) * int(table.loss_tokens[row])
             mean = total / int(table.loss_tokens.sum())
             assert result.metrics[f"{split}/{name}/loss"] == pytest.approx(mean, abs=1e-5)
-    assert len(result.metrics) == 6
+    assert len(result.metrics) == 12
     assert (result.spent.steps, result.realised, result.mean_mixture) == (0, (), None)
     assert [(p.step, p.progress) for p in result.curve] == [(0, 1.0)]
 

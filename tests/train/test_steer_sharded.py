@@ -89,6 +89,8 @@ def test_two_workers_hear_and_do_what_one_does(setup_of, job_of, tmp_path, model
         _same(ours, theirs)
         assert left.mean_mixture.array() == pytest.approx(right.mean_mixture.array(), abs=1e-5)
         assert left.realised == right.realised
+        assert left.spent.extra == right.spent.extra
+        assert (left.spent.extra > 0) == (variant != "gram")
         for a, b in zip(left.curve, right.curve, strict=True):
             assert a.metrics == pytest.approx(b.metrics, abs=1e-5), variant
         if variant in ("excess", "gram"):
