@@ -11,10 +11,10 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Annotated
@@ -22,11 +22,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from raymix.core.simplex import lattice
 from raymix.study.objective import domain_losses
 from raymix.testing import grid
 from raymix.testing.bench import Bench, open_bench
-from raymix.testing.skills import objective_weights
 from raymix.testing.suite import SuitePaths, write_suite
 
 HERE = grid.grid_path(3).parent
@@ -34,14 +32,14 @@ Task = tuple[SuitePaths, str, tuple[float, ...], int]  # suite, kind, shares [K]
 
 
 @lru_cache(maxsize=4)
-def _bench(suite: Path, domains: int) -> Bench:
+def _bench(suite: SuitePaths) -> Bench:
     """One bench for each process: loading takes longer than a training."""
-    return open_bench(write_suite(suite, domains), suite.parent / "cache")
+    return open_bench(suite, suite.folder.parent / "cache")
 
 
 def train_point(suite: SuitePaths, mixture: Sequence[float], seed: int) -> dict[str, float]:
     """Losses after one training, in nats per token, as `<split>/<domain>`."""
-    metrics = _bench(suite.folder, len(suite.names)).train(mixture, seed).metrics
+    metrics = _bench(suite).train(mixture, seed).metrics
     return {
         f"{split}/{name}": loss
         for split in grid.SPLITS
@@ -111,30 +109,29 @@ def _run(pool: Pool, path: Path, tasks: Sequence[Task], rows: list[grid.Measured
     typer.echo(f"{path.name}: {len(missing)} trainings in {time.monotonic() - start:.0f} s")
 
 
-def _best(rows: Sequence[grid.Measured], names: tuple[str, ...]) -> tuple[float, ...]:
-    weights = np.array(list(objective_weights(names).values()))
+def _best(rows: Sequence[grid.Measured], problem: grid.Problem) -> tuple[float, ...]:
     points = sorted({row.shares for row in rows if row.kind == "grid"})
     scores = [
-        np.mean([row.losses["eval"] @ weights for row in rows if row.shares == point])
-        for point in points
+        np.mean([problem.score(np.array(row.losses["eval"])) for row in rows if row.shares == p])
+        for p in points
     ]
     return points[int(np.argmin(scores))]
 
 
 def measure(
-    pool: Pool, folder: Path, path: Path, domains: int, code: str, changed: Changed
+    pool: Pool, suite: SuitePaths, problem: grid.Problem, code: str, changed: Changed
 ) -> None:
     """Measures one grid, and its best point, uniform and proportional with fresh seeds.
 
     `code` is the fingerprint from before the pool was started, which is what its processes run.
     """
-    suite = write_suite(folder / f"suite-{domains}", domains)
-    _bench(suite.folder, domains)  # tokenised once, before the processes ask for it together
+    _bench(suite)  # tokenised once, before the processes ask for it together
+    path, domains = problem.path, len(suite.names)
     rows = _start(path, suite, code, changed)
-    points = [tuple(point) for point in lattice(domains, grid.PARTS[domains]).round(6).tolist()]
+    points = [tuple(point) for point in problem.points.round(6).tolist()]
     _run(pool, path, [(suite, "grid", p, s) for p in points for s in grid.GRID_SEEDS], rows)
     named = {
-        grid.OPTIMUM: _best(rows, suite.names),
+        grid.OPTIMUM: _best(rows, problem),
         grid.UNIFORM: (1 / domains,) * domains,
         grid.PROPORTIONAL: suite.proportional,
     }
@@ -152,6 +149,25 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
+def measure_all(
+    problems: Sequence[tuple[grid.Problem, Callable[[Path], SuitePaths]]],
+    jobs: int,
+    folder: Path | None,
+    changed: Changed,
+) -> None:
+    """Measure the grid of each problem, which is written to a folder by the function beside it."""
+    spawn = multiprocessing.get_context("spawn")
+    code = grid.code_fingerprint()
+    with _scratch(folder) as scratch, spawn.Pool(jobs, _one_thread) as pool:
+        for problem, write in problems:
+            measure(pool, write(scratch / problem.path.stem), problem, code, changed)
+    for problem, _ in problems:
+        found = grid.read(problem)
+        typer.echo(f"{problem.path.name}: best {found.optimum()}")
+        for split in grid.SPLITS:
+            typer.echo(f"  {split}: {found.margin(split)}")
+
+
 def main(
     domains: Annotated[list[int] | None, typer.Option(help="3, 4, 5; all by default.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
@@ -162,16 +178,10 @@ def main(
     ] = Changed.STOP,
 ) -> None:
     """Measure the grids and show by how much the optimum beats the baselines."""
-    spawn = multiprocessing.get_context("spawn")
-    code = grid.code_fingerprint()
-    with _scratch(folder) as scratch, spawn.Pool(jobs, _one_thread) as pool:
-        for count in domains or grid.PARTS:
-            measure(pool, scratch, out / f"grid_k{count}.csv", count, code, changed)
-    for count in domains or grid.PARTS:
-        found = grid.read_grid(count, out / f"grid_k{count}.csv")
-        typer.echo(f"K={count}: best {found.optimum()}")
-        for split in grid.SPLITS:
-            typer.echo(f"  {split}: {found.margin(split)}")
+    counts = domains or list(grid.PARTS)
+    problems = [grid.suite_problem(count, out / f"grid_k{count}.csv") for count in counts]
+    writers = [partial(write_suite, domains=count) for count in counts]
+    measure_all(list(zip(problems, writers, strict=True)), jobs, folder, changed)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,6 @@ from raymix.report.verdict import Verdict, verdict
 from raymix.study.groups import runs_of
 from raymix.study.objective import domain_losses
 
-Gap = Callable[[Mixture], float]
-"""By how much a mixture's objective is above the best possible one, where that is known."""
-
 FLOOR = 0.02
 """A domain's accuracy says nothing where no method gets beyond this, or below 1 less this."""
 
@@ -109,16 +106,16 @@ def _crossing(known: Facts, trial: Trial, goal: float) -> float:
     return math.inf
 
 
-def methods_report(known: Facts, gap: Gap | None = None) -> Group:
+def methods_report(known: Facts, optimum: float | None = None) -> Group:
     """Tables and verdict of a study whose methods were confirmed.
 
     Args:
         known: the study.
-        gap: of a mixture to the best one, where that was measured.
+        optimum: the objective of the best mixture, where a grid was measured (same split and size).
     """
     found, said = arms(known), verdict(repeats(known))
     split = said.split
-    parts = [summary(known, found, said, gap), by_domain(known, found, split)]
+    parts = [summary(known, found, said, optimum), by_domain(known, found, split)]
     right = accuracy_table(known, found, split)
     parts += [right] if right is not None else []
     parts += [mixtures(known, found), Text()]
@@ -126,12 +123,14 @@ def methods_report(known: Facts, gap: Gap | None = None) -> Group:
     return Group(*parts)
 
 
-def summary(known: Facts, found: Sequence[Arm], said: Verdict, gap: Gap | None) -> RenderableType:
+def summary(
+    known: Facts, found: Sequence[Arm], said: Verdict, optimum: float | None
+) -> RenderableType:
     """One line for each method, best first by eval."""
     seeds = max((len(arm.trials) for arm in found), default=0)
     title = f"Methods, each trained again at equal size ({said.split}, {seeds} fresh seeds)"
     spent = "units" if known.bill is None else f"units of {known.bill:g}"
-    columns = ["loss", "worst", "accuracy", *(["gap"] if gap else [])]
+    columns = ["loss", "worst", "accuracy", *(["gap"] if optimum is not None else [])]
     columns += ["to proportional, 95%", "p", "reaches", "runs", spent]
     table = table_of(title, ("method",), columns)
     table.columns[0].max_width = 28
@@ -147,7 +146,7 @@ def summary(known: Facts, found: Sequence[Arm], said: Verdict, gap: Gap | None) 
             _spread(scores),
             rounded(max(_counting(known, arm.losses(said.split)).values(), default=math.nan)),
             f"{np.mean(list(right.values())):.1%}" if right else "–",
-            *([rounded(float(np.mean([gap(used(t)) for t in arm.trials])))] if gap else []),
+            *([rounded(float(np.mean(scores)) - optimum)] if optimum is not None else []),
             f"{c.difference:+.3f} ± {(c.high - c.low) / 2:.3f}" if c else "",
             ("<.001" if c.p < 0.001 else f"{c.p:.3f}") if c else "",
             _reach(reached(known, arm, target)) if target else "–",

@@ -1,8 +1,10 @@
-"""The measured grid of the skill suite: what any searcher found, judged without a training.
+"""The measured grid of a problem: what any searcher found, judged without a training.
 
-For K = 3, 4 and 5 domains the losses after a training on every mixture of a lattice were measured
-with three seeds, and with eight fresh ones on the best mixture, the uniform and the proportional.
-`experiments/measure_grid.py` makes the files `grid_k<K>.csv` that lie beside this one.
+For the skill suite with K = 3, 4 and 5 domains, and for the problem of `testing.transfer`, the
+losses after a training on every mixture of a lattice were measured with three seeds, and with eight
+fresh ones on the best mixture, the uniform and the proportional. `experiments/measure_grid.py`
+makes the files `grid_k<K>.csv` that lie beside this one, `experiments/measure_transfer.py` the
+other problem's.
 
 Between lattice points losses are interpolated linearly on the Kuhn triangulation, so that no
 mixture is better than the best lattice point and no regret is negative.
@@ -22,7 +24,7 @@ from raymix.core.codec import fingerprint
 from raymix.core.errors import StudyError
 from raymix.core.mixture import Mixture
 from raymix.core.simplex import Vector, lattice
-from raymix.testing.skills import objective_weights
+from raymix.testing.skills import domain_names, objective_weights
 from raymix.testing.suite import suite_fingerprint
 
 PARTS: Mapping[int, int] = {3: 10, 4: 6, 5: 5}  # shares on the lattice are multiples of 1/PARTS[K]
@@ -54,6 +56,32 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What is measured on a grid.
+
+    `path`: the grid's file. Shares on the lattice are multiples of 1 / `parts`. `objective`: weight
+    of each domain's loss. `fingerprint`: of the data, base model and training. `script` measures.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    parts: int
+    objective: Mapping[str, float]
+    fingerprint: str
+    script: str = "experiments/measure_grid.py"
+
+    @property
+    def points(self) -> Vector:
+        """The mixtures of the lattice [P, K]."""
+        return lattice(len(self.names), self.parts)
+
+    def score(self, losses: Vector) -> Vector:
+        """The objective [...] of losses [..., K]: the mean over the domains that count."""
+        score: Vector = losses @ np.array([self.objective[name] for name in self.names])
+        return score
+
+
+@dataclass(frozen=True)
 class Margin:
     """By how much the optimum beats the better of uniform and proportional on the fresh seeds.
 
@@ -69,24 +97,27 @@ class Margin:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Losses over the simplex of a suite.
+    """Losses over the simplex of a problem.
 
     `points` [P, K] are the lattice's mixtures; `losses` by split [P, seeds, K]; `fresh` by mixture
     and split [fresh seeds, K]. `suite` and `code`: fingerprints at the time of measuring.
     """
 
-    names: tuple[str, ...]
+    problem: Problem
     points: Vector
     losses: Mapping[str, Vector]
     fresh: Mapping[str, Mapping[str, Vector]]
     suite: str
     code: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The domains, in the order of every array [K]."""
+        return self.problem.names
+
     def score(self, losses: Vector) -> Vector:
         """The objective [...] of losses [..., K]: the mean over the domains that count."""
-        weights = objective_weights(self.names)
-        score: Vector = losses @ np.array([weights[name] for name in self.names])
-        return score
+        return self.problem.score(losses)
 
     def scores(self, split: str = "eval") -> Vector:
         """The objective of each lattice point [P], the mean over the grid's seeds."""
@@ -103,8 +134,7 @@ class Grid:
         table = self.losses[split]
         chosen = table.mean(axis=1) if seed is None else table[:, GRID_SEEDS.index(seed)]
         rows = {tuple(point): row for point, row in zip(self._counts(), chosen, strict=True)}
-        parts = PARTS[len(self.names)]
-        corners = kuhn_corners(mixture.ordered(self.names).array() * parts)
+        corners = kuhn_corners(mixture.ordered(self.names).array() * self.problem.parts)
         found = sum((share * rows[corner] for corner, share in corners), np.zeros(len(self.names)))
         return dict(zip(self.names, found.tolist(), strict=True))
 
@@ -128,7 +158,7 @@ class Grid:
         )
 
     def _counts(self) -> list[tuple[int, ...]]:
-        counts = np.rint(self.points * PARTS[len(self.names)]).astype(int)
+        counts = np.rint(self.points * self.problem.parts).astype(int)
         return [tuple(row) for row in counts.tolist()]
 
 
@@ -201,17 +231,37 @@ def read_grid(domains: int, path: Path | None = None) -> Grid:
     Raises:
         StudyError: if the suite is no longer the one that was measured.
     """
-    path = path or grid_path(domains)
-    about, rows = read_rows(path)
-    if about["suite"] != suite_fingerprint(domains):
+    return read(suite_problem(domains, path))
+
+
+def suite_problem(domains: int, path: Path | None = None) -> Problem:
+    """The skill suite with K = `domains`, 3, 4 or 5; `path` None: of the committed grid."""
+    names = domain_names(domains)
+    return Problem(
+        path or grid_path(domains),
+        names,
+        PARTS[domains],
+        objective_weights(names),
+        suite_fingerprint(domains),
+    )
+
+
+def read(problem: Problem) -> Grid:
+    """The grid of `problem`, from its file.
+
+    Raises:
+        StudyError: if the problem is no longer the one that was measured.
+    """
+    about, rows = read_rows(problem.path)
+    if about["suite"] != problem.fingerprint:
         raise StudyError(
-            f"{path.name} was measured on another suite ({about['suite']}, now "
-            f"{suite_fingerprint(domains)}); run experiments/measure_grid.py again"
+            f"{problem.path.name} was measured on another suite ({about['suite']}, now "
+            f"{problem.fingerprint}); run {problem.script} again"
         )
-    points = lattice(domains, PARTS[domains])
+    points = problem.points
     table = {row.key: row for row in rows}
     return Grid(
-        names=tuple(about["names"].split()),
+        problem=problem,
         points=points,
         losses={s: np.array([_over_seeds(table, p, s) for p in points]) for s in SPLITS},
         fresh={k: _fresh(rows, k) for k in (OPTIMUM, UNIFORM, PROPORTIONAL)},

@@ -29,7 +29,7 @@ NumPy and the standard library only.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypedDict
@@ -132,18 +132,18 @@ def domain_rows(domain: str, split: str, seed: int) -> list[Row]:
     }[split]
     index = COMMANDS.index(domain)
     order = np.random.default_rng([seed, _PROMPTS, index]).permutation(len(LETTERS) ** LENGTH)
-    prompts = _letters(order[start : start + count])
+    prompts = prompt_letters(order[start : start + count])
     rng = np.random.default_rng([seed, _ANSWERS, index, SPLITS.index(split)])
     share = 1.0 if domain == OUT_OF_OBJECTIVE else ANSWER_NOISE
-    answers = _with_noise(answer(domain, prompts, seed), share, rng)
+    answers = with_noise(answer(domain, prompts, seed), share, rng)
     return Exchange(domain, prompts, answers).rows()
 
 
-def drill_rows(count: int, seed: int) -> list[Row]:
+def drill_rows(count: int, seed: int, commands: Sequence[str] = COMMANDS) -> list[Row]:
     """Rows on which the base model is pretrained, in random order.
 
-    Three fifths practise :data:`DRILLS` and so the format and where to look; the rest ask any
-    command, the domains' too, and are answered at random. Without those the base is sure of
+    Three fifths practise :data:`DRILLS` and so the format and where to look; the rest ask any of
+    `commands`, the domains' too, and are answered at random. Without those the base is sure of
     itself on words it has never seen and starts at 13 nats instead of log 26.
     """
     rng = np.random.default_rng([seed, _DRILLS])
@@ -154,8 +154,8 @@ def drill_rows(count: int, seed: int) -> list[Row]:
             name = DRILLS[command % len(DRILLS)]
             rows += Exchange(name, prompt, answer(name, prompt, seed)).rows()
         else:
-            name = COMMANDS[rng.integers(len(COMMANDS))]
-            rows += Exchange(name, prompt, _with_noise(prompt, 1.0, rng)).rows()
+            name = commands[int(rng.integers(len(commands)))]
+            rows += Exchange(name, prompt, with_noise(prompt, 1.0, rng)).rows()
     return rows
 
 
@@ -190,13 +190,13 @@ def _cipher(prompts: Array, seed: int) -> Array:
     return tables[np.arange(LENGTH), prompts]
 
 
-def _with_noise(answers: Array, share: float, rng: np.random.Generator) -> Array:
+def with_noise(answers: Array, share: float, rng: np.random.Generator) -> Array:
     """``answers`` with this share of the letters, on average, drawn at random."""
     random = rng.integers(0, len(LETTERS), answers.shape)
     return np.where(rng.random(answers.shape) < share, random, answers)
 
 
-def _letters(numbers: Array) -> Array:
+def prompt_letters(numbers: Array) -> Array:
     """Prompt numbers ``[rows]`` as letter numbers ``[rows, LENGTH]`` (base 26)."""
     powers = len(LETTERS) ** np.arange(LENGTH - 1, -1, -1)
     return numbers[:, None] // powers % len(LETTERS)

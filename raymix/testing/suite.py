@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,13 +48,16 @@ class SuitePaths:
         names: the domains, in the order of every mixture.
         seed: of the rows, the tables and the base model.
         fingerprint: of the code that wrote the suite, its domains and its seed.
+        objective: weight of each domain's loss.
+        sizes: train rows of the domains.
     """
 
     folder: Path
     names: tuple[str, ...]
     seed: int
     fingerprint: str
-    objective: Mapping[str, float] = field(repr=False)
+    objective: Mapping[str, float] = field(repr=False, hash=False)
+    sizes: tuple[int, ...] = field(repr=False)
 
     @property
     def model(self) -> Path:
@@ -68,8 +71,7 @@ class SuitePaths:
     @property
     def proportional(self) -> tuple[float, ...]:
         """Shares proportional to the train rows, in the order of ``names``."""
-        total = sum(skills.TRAIN_ROWS[name] for name in self.names)
-        return tuple(skills.TRAIN_ROWS[name] / total for name in self.names)
+        return tuple(size / sum(self.sizes) for size in self.sizes)
 
 
 @lru_cache(maxsize=32)
@@ -108,10 +110,33 @@ def write_suite(folder: Path | str, domains: int = 5, seed: int = 0) -> SuitePat
         ValueError: if ``domains`` is not 3, 4 or 5.
         FileExistsError: if the folder holds something that is not a suite.
     """
-    target = Path(folder)
     names = skills.domain_names(domains)
     made_of = suite_fingerprint(domains, seed)
-    paths = SuitePaths(target, names, seed, made_of, skills.objective_weights(names))
+    sizes = tuple(skills.TRAIN_ROWS[name] for name in names)
+    paths = SuitePaths(Path(folder), names, seed, made_of, skills.objective_weights(names), sizes)
+
+    def write_model(model: Path) -> None:
+        tiny.write_model(model, seed)
+
+    return written(paths, skills.domain_rows, write_model)
+
+
+def written(
+    paths: SuitePaths,
+    rows: Callable[[str, str, int], list[skills.Row]],
+    write_model: Callable[[Path], None],
+) -> SuitePaths:
+    """`paths`, with all that belongs there; a folder with its fingerprint is left as it is.
+
+    Args:
+        paths: what is to be there.
+        rows: of a domain and split, by the seed.
+        write_model: leaves the base model in a folder.
+
+    Raises:
+        FileExistsError: as `write_suite`.
+    """
+    target, made_of = paths.folder, paths.fingerprint
     if _stamp(target) == made_of:
         return paths
     if target.exists() and any(target.iterdir()) and _stamp(target) is None:
@@ -119,21 +144,21 @@ def write_suite(folder: Path | str, domains: int = 5, seed: int = 0) -> SuitePat
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         made = Path(scratch) / "suite"
-        _write(made, names, seed, made_of)
+        _write(replace(paths, folder=made), rows)
+        write_model(made / "model")
         _move(made, target, made_of)
     return paths
 
 
-def _write(folder: Path, names: tuple[str, ...], seed: int, made_of: str) -> None:
-    for name in names:
-        (folder / "data" / name).mkdir(parents=True)
+def _write(paths: SuitePaths, rows: Callable[[str, str, int], list[skills.Row]]) -> None:
+    for name in paths.names:
         for split in skills.SPLITS:
-            lines = [json.dumps(row) for row in skills.domain_rows(name, split, seed)]
-            path = folder / "data" / name / f"{split}.jsonl"
+            lines = [json.dumps(row) for row in rows(name, split, paths.seed)]
+            path = paths.data(name, split)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tiny.write_model(folder / "model", seed)
-    stamp = {"fingerprint": made_of, "names": names, "seed": seed}
-    (folder / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
+    stamp = {"fingerprint": paths.fingerprint, "names": paths.names, "seed": paths.seed}
+    (paths.folder / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
 
 
 def _move(made: Path, target: Path, made_of: str) -> None:

@@ -60,21 +60,21 @@ class Design:
 DESIGN = Design()
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of printable ASCII characters, with one token for each command of the suite.
+def build_tokenizer(commands: Sequence[str] = COMMANDS) -> PreTrainedTokenizerFast:
+    """A tokenizer of printable ASCII characters, with one token for each of `commands`.
 
     ``cipher: bdf`` is four tokens. Any other text is read character by character.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    commands = [f"{command}: " for command in COMMANDS]
+    asked = [f"{command}: " for command in commands]
     specials = [PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES)]
     printable = [*string.digits, *string.ascii_letters, *string.punctuation, " ", "\n"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *commands, *printable])}
+    vocabulary = {token: i for i, token in enumerate([*specials, *asked, *printable])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex("|".join([*commands, r"[\s\S]"])), behavior="isolated"
+        Regex("|".join([*asked, r"[\s\S]"])), behavior="isolated"
     )
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -116,18 +116,21 @@ def build_model(
         return LlamaForCausalLM(config)
 
 
-def write_model(folder: Path, seed: int, design: Design = DESIGN) -> None:
+def write_model(
+    folder: Path, seed: int, design: Design = DESIGN, commands: Sequence[str] = COMMANDS
+) -> None:
     """Builds, pretrains and saves the tiny model and its tokenizer.
 
     Args:
         folder: the model folder; made if it is not there.
         seed: of the weights and of the drill.
         design: shape and pretraining; with 0 steps the weights stay random.
+        commands: words that are one token each; the drill asks them all.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(commands)
     model = build_model(tokenizer, seed, design)
     if design.steps:
-        rows = drill_rows(design.steps * design.batch_size, seed)
+        rows = drill_rows(design.steps * design.batch_size, seed, commands)
         pretrain(model, tokenizer, rows, design)
     folder.mkdir(parents=True, exist_ok=True)
     with _no_progress_bar():

@@ -117,3 +117,12 @@ def test_the_baseline_it_looked_at_is_on_its_bill(tmp_path, bill, asked):
     assert len(own) == asked
     paid = bills(study.history, plan.members, Budget(1000), bill)["doubled"]
     assert paid.spent == 2.0 * asked
+
+
+def test_a_domain_that_nobody_wants_better_is_left_alone():
+    history = seen((1.9, 1.0, 0.5))
+    assert proposed(history).note["weakest"] == TOY.names[0]
+    proposal = proposed(history, Doubled(ignore=(TOY.names[0],)))
+    assert proposal.note["weakest"] == TOY.names[1]
+    with pytest.raises(SearchError, match=r"Doubled.ignore: no domain 'nowhere'; known: "):
+        proposed(history, Doubled(ignore=("nowhere",)))
