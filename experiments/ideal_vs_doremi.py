@@ -13,15 +13,17 @@ import typer
 from quickstart import describe
 from rich.console import Console
 
-from raymix.cli import finish, look, run
+from raymix.cli import look, run
 from raymix.core.errors import ConfigError
 from raymix.core.mixture import Space
 from raymix.experiment.build import prepare, space
 from raymix.experiment.config import ConfirmSettings, Experiment, SearcherSettings
 from raymix.experiment.load import load
 from raymix.report.compared import write_comparison
-from raymix.report.facts import Facts, facts
+from raymix.report.facts import Facts, facts, repeats
 from raymix.report.methods import arms, methods_report
+from raymix.report.table import comparisons, confirmations
+from raymix.report.verdict import verdict
 from raymix.study.groups import chosen, runs_of
 from raymix.study.record import read
 from raymix.testing.grid import OPTIMUM, read_grid
@@ -192,7 +194,9 @@ def main(
         console.print(f"figure  {path}", soft_wrap=True)
     if paper:
         larger = at_ideals_size(base, known, folder / "larger", seeds)
-        finish(larger, run(larger, resume))
+        said = facts(read(run(larger, resume).folder))
+        console.print(f"\nThe same at IDEAL's size in paper mode, {larger.mixture.budget:,}:")
+        console.print(confirmations(said), comparisons(verdict(repeats(said))))
     if lm_eval:
         from harness import lm_eval_scores, scores_table
 
