@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-all check format clean
 
-demo: $(READY)  ## install if needed, then tune the embedded suite and show the result
-	$(BIN)/python experiments/quickstart.py
+demo: $(READY)  ## install if needed, then compare all methods on the embedded suite
+	$(BIN)/python experiments/ideal_vs_doremi.py --folder runs/demo --seeds 2  # --seeds 3 for a verdict
 
 test: $(READY)  ## the tests, one real Ray study among them
 	$(BIN)/python -m pytest

@@ -41,7 +41,7 @@ UPDATES = 10
 LEAST_ROWS = 128
 """Of each domain, that IDEAL looks at rather than giving up a round."""
 
-console = Console(width=132)
+console = Console(width=140)
 
 
 def fixed(within: Space) -> dict[str, dict[str, float]]:
@@ -176,7 +176,7 @@ def main(
     bill: Annotated[float, typer.Option(help="Training units for each method and seed.")] = 5.0,
     seeds: Annotated[int, typer.Option(help="Of each method, and of the verdict.")] = 3,
     domains: Annotated[int, typer.Option(help="Of the embedded suite: 3, 4 or 5.")] = 5,
-    paper: Annotated[bool, typer.Option(help="IDEAL's paper mode too, and its size.")] = False,
+    paper: Annotated[bool, typer.Option(help="IDEAL's paper mode too, and its size.")] = True,
     lm_eval: Annotated[str, typer.Option(help="lm-eval tasks on the final models.")] = "",
     lm_eval_include: Annotated[Path | None, typer.Option(help="Folder of local tasks.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the study in the folder.")] = False,
@@ -198,10 +198,10 @@ def main(
         console.print(f"\nThe same at IDEAL's size in paper mode, {larger.mixture.budget:,}:")
         console.print(confirmations(said), comparisons(verdict(repeats(said))))
     if lm_eval:
-        from harness import lm_eval_scores, scores_table
+        from harness import lm_eval_scores, score_table
 
         models = {path.name: path for path in sorted((outcome.folder / "models").iterdir())}
-        console.print(scores_table(lm_eval_scores(models, lm_eval.split(","), lm_eval_include)))
+        console.print(score_table(lm_eval_scores(models, lm_eval.split(","), lm_eval_include)))
     look(experiment)
 
 

@@ -28,13 +28,15 @@ class Arm:
     """One method, or a fixed mixture, and its verdict trainings in the order of blocks.
 
     `units`: what each of its runs spent, empty for a fixed mixture, which has nothing to search.
-    `asked`: trainings that its runs asked for, a mean over them.
+    `asked`, `tokens`: trainings that its runs asked for, and what passed through the model in them,
+    in tokens of training; means over the runs.
     """
 
     name: str
     trials: tuple[Trial, ...]
     units: tuple[float, ...] = ()
     asked: float = 0.0
+    tokens: float = 0.0
 
     @property
     def mixture(self) -> Mixture:
@@ -76,10 +78,11 @@ def arms(known: Facts) -> tuple[Arm, ...]:
     found = []
     for row in rows(known):
         own = () if row.source.role is Role.BASELINE else runs.get(row.name, ())
-        asked = [sum(t.method == run for t in known.history) for run in own]
+        trials = [t for t in known.history if t.method in own]
+        passed = sum(t.result.spent.tokens + t.result.spent.extra for t in trials if t.result)
         units = tuple(spent[run].spent for run in own)
-        mean = float(np.mean(asked)) if asked else 0.0
-        found.append(Arm(row.name, row.trials, units, mean))
+        count = max(1, len(own))
+        found.append(Arm(row.name, row.trials, units, len(trials) / count, passed / count))
     return tuple(sorted(found, key=lambda arm: float(np.mean([t.score for t in arm.trials]))))
 
 
@@ -131,7 +134,7 @@ def summary(
     title = f"Methods, each trained again at equal size ({said.split}, {seeds} fresh seeds)"
     spent = "units" if known.bill is None else f"units of {known.bill:g}"
     columns = ["loss", "worst", "accuracy", *(["gap"] if optimum is not None else [])]
-    columns += ["to proportional, 95%", "p", "reaches", "runs", spent]
+    columns += ["to proportional, 95%", "p", "reaches", "trials", "tokens", spent]
     table = table_of(title, ("method",), columns)
     table.columns[0].max_width = 28
     against = {c.name: c for c in said.comparisons if c.baseline == _proportional(known)}
@@ -151,6 +154,7 @@ def summary(
             ("<.001" if c.p < 0.001 else f"{c.p:.3f}") if c else "",
             _reach(reached(known, arm, target)) if target else "–",
             f"{arm.asked:.3g}" if arm.units else "",
+            f"{arm.tokens:,.0f}" if arm.units else "",
             f"{np.mean(arm.units):.2f}" if arm.units else "",
             style=style,
         )
@@ -159,9 +163,9 @@ def summary(
         "loss: mean over seeds ± standard deviation, which holds the search's own noise; worst: of "
         "any domain that counts. p: Holm, over all methods and both baselines; the intervals hold "
         "jointly. reaches: part of the budget after which the training was as good as "
-        "proportional's at its end (– never). runs: trainings that one run of the method asked "
-        "for; units: what it spent, one being a training of the study's budget, with references, "
-        "proxies and influence. The verdict's own trainings are on nobody's bill.",
+        "proportional's at its end (– never). trials, tokens: what one run of the method asked for "
+        "and put through the model; units: its bill, one being a training of the study's budget. "
+        "References, proxies and influence count; the verdict itself is on nobody's bill.",
     )
 
 

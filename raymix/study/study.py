@@ -199,7 +199,7 @@ class Study:
             seen = history.seen_by(method.name)
             if self.plan.bill is not None:
                 seen = paid(seen, method.searcher)
-            answer = self._propose(method, seen, len(history))
+            answer = self._propose(method, seen)
             if isinstance(answer, Proposal):
                 seed = self.plan.seed + method.repeat + answer.repeat
                 return self._ask(method.name, answer, seed)
@@ -209,7 +209,7 @@ class Study:
                 waiting = True
         return Idle.WAIT if waiting else None
 
-    def _propose(self, method: Method, seen: History, number: int) -> Proposal | Idle:
+    def _propose(self, method: Method, seen: History) -> Proposal | Idle:
         """What the method asks for next; DONE, too, where its bill does not allow it.
 
         What is refused may fit after all once open trials have cost less than was foreseen.
@@ -218,7 +218,8 @@ class Study:
         # Proposing may be dear.
         if plan.bill is not None and sum(spent(seen, plan.space.budget)) >= plan.bill - TOLERANCE:
             return Idle.DONE
-        rng = generator(plan.seed, method.name, number)
+        # By its own count: other methods, and how fast they are, do not change what it draws.
+        rng = generator(plan.seed, method.name, len(seen.own))
         answer = method.searcher.propose(plan.space, blind(seen), rng)
         if isinstance(answer, Idle):
             return answer
