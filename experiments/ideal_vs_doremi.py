@@ -38,7 +38,7 @@ MU_PER_RATE = 100.0
 UPDATES = 10
 """How often MoS moves the mixture in a training. (Published: every 100 steps of a long one.)"""
 
-LEAST_ROWS = 128
+LEAST_ROWS = 64
 """Of each domain, that IDEAL looks at rather than giving up a round."""
 
 console = Console(width=140)
