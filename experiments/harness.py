@@ -57,16 +57,19 @@ def lm_eval_scores(
     Raises:
         ConfigError: lm_eval is not installed; a model, task or setting is wrong or has no data.
     """
-    names = _checked(models, tasks, include_path, limit)
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'lm-evaluation-harness is not installed ({error}): pip install "raymix[lm-eval]"'
-        ) from error
-    manager = TaskManager(include_path=str(include_path) if include_path else None)
-    wanted = _known(manager, names)
+    for name, folder in models.items():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model '{name}': {folder} has no config.json, so it is no model folder in Hugging "
+                "Face form"
+            )
+    if not models:
+        raise ConfigError("nothing to evaluate: no models")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, got {limit}")
+    manager, wanted = known_tasks(tasks, include_path)
+    from lm_eval import simple_evaluate
+
     found = {}
     for name, folder in models.items():
         answer = simple_evaluate(
@@ -85,24 +88,25 @@ def lm_eval_scores(
     return found
 
 
-def _checked(
-    models: Mapping[str, Path], tasks: Sequence[str], include_path: Path | None, limit: int | None
-) -> list[str]:
-    """The names of tasks, each once; what can be refused without the harness is refused here."""
-    for name, folder in models.items():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(
-                f"model '{name}': {folder} has no config.json, so it is no model folder in Hugging "
-                "Face form"
-            )
+def known_tasks(tasks: Sequence[str], include_path: Path | None) -> tuple[Any, list[str]]:
+    """The harness's task manager, and all names that match, of tasks whose data can be read.
+
+    Raises:
+        ConfigError: lm_eval is not installed, or a task does not exist or cannot be read.
+    """
     names = list(dict.fromkeys(task.strip() for task in tasks if task.strip()))
-    if not models or not names:
-        raise ConfigError(f"nothing to evaluate: {len(models)} models, {len(names)} tasks")
+    if not names:
+        raise ConfigError("nothing to evaluate: no tasks")
     if include_path is not None and not include_path.is_dir():
         raise ConfigError(f"include_path {include_path} is no folder")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, got {limit}")
-    return names
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'lm-evaluation-harness is not installed ({error}): pip install "raymix[lm-eval]"'
+        ) from error
+    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    return manager, _known(manager, names)
 
 
 def _known(manager: Any, names: Sequence[str]) -> list[str]:

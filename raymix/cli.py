@@ -37,7 +37,7 @@ File = Annotated[str, typer.Option(help="A best_mixture.yaml; default: the prior
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Print an expected error as one message and exit with 1."""
     try:
         yield
@@ -64,7 +64,7 @@ def _resumable(
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Check the experiment: keys, data, templates, masks, caps. Trains nothing."""
-    with _told():
+    with told():
         from raymix.experiment.build import asks_influence, plan, prepare, space
         from raymix.experiment.load import load
         from raymix.experiment.needs import check_influence
@@ -82,7 +82,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def preview(config: Config, overrides: Overrides = None, weights: Weights = "") -> None:
     """Show what a mixture will realise per domain: share, rows, epochs, tokens, what binds."""
-    with _told():
+    with told():
         from raymix.experiment.build import prepare
         from raymix.experiment.load import load
         from raymix.experiment.preview import preview as foresee
@@ -97,7 +97,7 @@ def preview(config: Config, overrides: Overrides = None, weights: Weights = "") 
 @app.command()
 def plan(config: Config, overrides: Overrides = None) -> None:
     """Say how many trainings, how many tokens and about how long, without a GPU."""
-    with _told():
+    with told():
         from raymix.experiment.build import asks_influence, prepare
         from raymix.experiment.estimate import estimate
         from raymix.experiment.load import load
@@ -122,7 +122,7 @@ def tune(
         check(config, overrides)
         plan(config, overrides)
         return
-    with _told():
+    with told():
         from raymix.experiment.load import load
 
         experiment = load(config, overrides or ())
@@ -173,7 +173,7 @@ def look(experiment: Experiment) -> None:
 @app.command()
 def status(folder: Folder) -> None:
     """Say how far a study is and what is best so far; it may be running."""
-    with _told():
+    with told():
         from raymix.report.table import status_table
         from raymix.study.record import read
 
@@ -183,7 +183,7 @@ def status(folder: Folder) -> None:
 @app.command()
 def report(folder: Folder) -> None:
     """Print ranking, spread and verdict; write the figures and the best mixture."""
-    with _told():
+    with told():
         from raymix.report.table import report as tell
         from raymix.report.write import write_report
         from raymix.study.record import read
@@ -212,7 +212,7 @@ def influence(
     resume: Annotated[bool, typer.Option(help="Go on in its folder.")] = False,
 ) -> None:
     """Measure what more of each domain would do to each eval loss; --validate by retraining."""
-    with _told():
+    with told():
         from raymix.experiment.influence import Probe, measure, probing
         from raymix.experiment.load import load
         from raymix.experiment.weights import given
@@ -243,7 +243,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Write the files here; default: print.")] = None,
 ) -> None:
     """Write the best mixture in the words of another trainer, its meaning kept."""
-    with _told():
+    with told():
         from raymix.experiment.export import recipe_of
         from raymix.report.export import export as say
         from raymix.report.export import write
@@ -265,7 +265,7 @@ def train(
     weights: Weights = "",
 ) -> None:
     """Train once on one mixture and save a model that transformers loads."""
-    with _told():
+    with told():
         from raymix.experiment.load import load
         from raymix.experiment.run import train as run_training
         from raymix.experiment.tables import trained_table

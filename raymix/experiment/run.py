@@ -156,7 +156,7 @@ def _run(study: Study, experiment: Experiment, prepared: Prepared) -> None:
 def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> TrainResult:
     """One training on `mixture` (None: the prior); the model goes to the folder `save`.
 
-    The test split is evaluated at the end, where there is one.
+    The test split is evaluated at the end, where every domain has one.
 
     Raises:
         ConfigError, MixtureError: the mixture cannot be drawn, or `save` is the base model itself.

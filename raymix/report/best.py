@@ -15,7 +15,8 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import ConfigError, MixtureError, nearest
 from raymix.core.job import Drawn
 from raymix.core.mixture import Budget, Mixture, Unit
-from raymix.report.facts import Facts, label, repeats, used
+from raymix.core.trial import Trial
+from raymix.report.facts import Facts, evidence, label, repeats, used
 from raymix.report.verdict import verdict
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
@@ -40,7 +41,9 @@ class Best:
     """A mixture and where it comes from. Only `mixture` is needed to train on it.
 
     `losses`: means over `seeds` by split and domain, in nats per token. `objective`: what was
-    minimised and its mean value on each split. `realised`: what its first training drew.
+    minimised and its mean value on each split. Where methods are compared they are those of the
+    best method, over all its runs; the mixture is one run's. `realised`: what its first training
+    drew.
     """
 
     mixture: Mixture
@@ -59,10 +62,11 @@ def best_of(known: Facts) -> Best | None:
     trial = known.winner
     if trial is None or trial.result is None:
         return None
-    trials = confirmed(known.history, known.confirm).get(trial.number, (trial,))
+    trials = evidence(known, trial)
+    own = confirmed(known.history, known.confirm).get(trial.number, (trial,))[0]
     # A method's choice may have been confirmed at another size than it was found at.
-    resized = trials[0].proposal.budget != trial.proposal.budget
-    shown = trials[0] if resized and trials[0].result is not None else trial
+    resized = _size(own) != _size(trial) and own.result is not None
+    shown = own if resized else trial
     metrics = [t.result.metrics for t in trials if t.result is not None]
     scores: dict[str, float] = {}
     losses: dict[str, dict[str, float]] = {}
@@ -89,6 +93,10 @@ def best_of(known: Facts) -> Best | None:
         verdict=verdict(repeats(known)).sentence,
         fingerprint=known.fingerprint,
     )
+
+
+def _size(trial: Trial) -> tuple[Budget | None, tuple[int, ...] | None]:
+    return trial.proposal.budget, trial.proposal.pools
 
 
 def dump_best(best: Best) -> str:

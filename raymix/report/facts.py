@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,15 @@ from raymix.core.mixture import Mixture, Space
 from raymix.core.simplex import Vector
 from raymix.core.trial import History, Role, Trial
 from raymix.study.bill import Bill, bills
-from raymix.study.confirm import by_group, champion, choices, confirmed, favourite, winner
+from raymix.study.confirm import (
+    by_group,
+    champion,
+    choices,
+    confirmed,
+    failures,
+    favourite,
+    winner,
+)
 from raymix.study.groups import Members, runs_of
 from raymix.study.objective import Objective, domain_losses
 from raymix.study.plan import METHODS, Confirm
@@ -75,12 +83,16 @@ class Row:
 
     `name`: of a mixture, or of a group of methods. `source`: the trial that was confirmed, of a
     group that whose confirmations did best. `trials`: whole confirmations, in order of blocks.
+    `broken`: by how much these break guards, their mean violation (nats per token). `failed`: how
+    many other confirmations failed. A row with either may not have competed for the best.
     """
 
     name: str
     source: Trial
     trials: tuple[Trial, ...]
     best: bool
+    broken: float = 0.0
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,8 +100,8 @@ class Repeats:
     """Scores [M, S] of M confirmed mixtures over S shared seeds; NaN: that training is missing.
 
     `baselines` maps "uniform" and "proportional" (and the user's) to their row. Where methods are
-    compared, a row is a group, and a column another run of it; `missing` are those that chose
-    nothing.
+    compared, a row is a group, and a column another run of it. `missing` says what has no row or
+    not all of one; `aside` why a row did not compete for the best.
     """
 
     split: str
@@ -100,6 +112,7 @@ class Repeats:
     best: int
     """Row of the winner, which was chosen without looking at test."""
     missing: tuple[str, ...] = ()
+    aside: Mapping[int, str] = field(default_factory=dict)
 
 
 def facts(record: Record) -> Facts:
@@ -140,29 +153,87 @@ def rows(known: Facts) -> tuple[Row, ...]:
     if known.confirm.of != METHODS:
         groups, best = confirmed(known.history, known.confirm), known.winner
         return tuple(
-            Row(label(by_number[n]), by_number[n], trials, best is not None and best.number == n)
+            _row(known, n, by_number[n], trials, best is not None and best.number == n)
             for n, trials in groups.items()
         )
-    first = champion(known.history, known.members)
-    found = []
-    for group, blocks in by_group(known.history).items():
-        source = by_number[favourite(blocks.values())]
-        name = label(source) if source.role is Role.BASELINE else group
-        found.append(Row(name, source, tuple(blocks.values()), group == first))
-    return tuple(found)
+    first, told = champion(known.history, known.members), by_group(known.history)
+    return tuple(
+        _row(
+            known, group, by_number[favourite(told, group)], tuple(blocks.values()), group == first
+        )
+        for group, blocks in told.items()
+    )
+
+
+def _row(known: Facts, key: str | int, source: Trial, trials: tuple[Trial, ...], best: bool) -> Row:
+    """The row of a group, or of a trial by its number."""
+    named = isinstance(key, int) or source.role is Role.BASELINE
+    broken = float(np.mean([t.violation for t in trials]))
+    failed = failures(known.history).get(key, 0)
+    return Row(label(source) if named else str(key), source, trials, best, broken, failed)
+
+
+def evidence(known: Facts, best: Trial) -> tuple[Trial, ...]:
+    """The confirmations that speak for the winner: of its whole group where methods are compared.
+
+    Without any it is the trial itself.
+    """
+    if known.confirm.of == METHODS:
+        row = next((row for row in rows(known) if row.best), None)
+        if row is not None:
+            return row.trials
+    return confirmed(known.history, known.confirm).get(best.number, (best,))
 
 
 def missing(known: Facts) -> tuple[str, ...]:
-    """Methods that chose nothing though methods were compared: groups, or single runs of one."""
+    """What the confirmations lack, in words, by reason.
+
+    Of baselines: a search training that failed, so that they are not confirmed at all. Where
+    methods were compared: groups or single runs that chose nothing, groups of which a confirmation
+    failed, and groups that are not whole yet.
+    """
+    bases = [t for t in known.history if t.role is Role.BASELINE]
+    reasons = {"failed as a baseline": [label(t) for t in bases if not (t.pending or t.finished)]}
     compared = any("group" in t.proposal.note for t in known.history if t.role is Role.CONFIRM)
-    if known.confirm.of != METHODS or not compared:
-        return ()
+    if known.confirm.of == METHODS and compared:
+        failed = failures(known.history)
+        names = {t.method: label(t) for t in bases}
+        made = choices(known.history, known.members)
+        short = [group for group in made if group not in failed and _short(known, made, group)]
+        reasons |= {
+            "chose nothing": _empty(known, made),
+            "had a confirmation that failed": [names.get(str(g), str(g)) for g in failed],
+            "not confirmed as a whole yet": [names.get(g, g) for g in short],
+        }
+    return tuple(f"{', '.join(who)} {why}" for why, who in reasons.items() if who)
+
+
+def _empty(known: Facts, made: Mapping[str, Sequence[Trial | None]]) -> list[str]:
+    """Groups that chose nothing, or single runs of one."""
     found: list[str] = []
-    made, names = choices(known.history, known.members), runs_of(known.members)
-    for group, runs in names.items():
+    for group, runs in runs_of(known.members).items():
         lost = [name for name, run in zip(runs, made[group], strict=True) if run is None]
         found += [group] if len(lost) == len(runs) else lost
-    return tuple(found)
+    return found
+
+
+def _short(known: Facts, made: Mapping[str, Sequence[Trial | None]], group: str) -> bool:
+    """Whether a block of a group lacks a confirmation though its run chose something."""
+    told, runs = by_group(known.history).get(group, {}), made[group]
+    wanted = (b for b in range(known.confirm.seeds) if runs[b % len(runs)] is not None)
+    return any(block not in told for block in wanted)
+
+
+def aside(table: Sequence[Row]) -> dict[int, str]:
+    """Why rows did not compete for the best, by their place; see `study.confirm.winner`."""
+    best = next(row for row in table if row.best)
+    found = {}
+    for place, row in enumerate(table):
+        if row.failed and not best.failed:
+            found[place] = "a confirmation of it failed"
+        elif row.broken > 0 and not best.broken > 0:
+            found[place] = f"it breaks a guard by {row.broken:.3g}"
+    return found
 
 
 def repeats(known: Facts) -> Repeats | None:
@@ -190,6 +261,7 @@ def repeats(known: Facts) -> Repeats | None:
         },
         best=best,
         missing=missing(known),
+        aside=aside(table),
     )
 
 

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from raymix.core.mixture import Mixture
 from raymix.core.trial import Role, Trial
-from raymix.report.facts import Facts, label, repeats, rows, used
+from raymix.report.facts import Facts, Row, label, repeats, rows, used
 from raymix.report.layout import noted, rounded, table_of
 from raymix.report.verdict import Verdict, verdict
+from raymix.study.bill import CHARGED
 from raymix.study.groups import runs_of
 from raymix.study.objective import domain_losses
 
@@ -29,7 +30,7 @@ class Arm:
 
     `units`: what each of its runs spent, empty for a fixed mixture, which has nothing to search.
     `asked`, `tokens`: trainings that its runs asked for, and what passed through the model in them,
-    in tokens of training; means over the runs.
+    in tokens of training; means over the runs. `remark`: why it did not compete for the best.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Arm:
     units: tuple[float, ...] = ()
     asked: float = 0.0
     tokens: float = 0.0
+    remark: str = ""
 
     @property
     def mixture(self) -> Mixture:
@@ -79,20 +81,35 @@ def arms(known: Facts) -> tuple[Arm, ...]:
     for row in rows(known):
         own = () if row.source.role is Role.BASELINE else runs.get(row.name, ())
         trials = [t for t in known.history if t.method in own]
+        trials += [t for trial in trials for t in _charged(known, trial)]
         passed = sum(t.result.spent.tokens + t.result.spent.extra for t in trials if t.result)
         units = tuple(spent[run].spent for run in own)
         count = max(1, len(own))
-        found.append(Arm(row.name, row.trials, units, len(trials) / count, passed / count))
+        amounts = (units, len(trials) / count, passed / count)
+        found.append(Arm(row.name, row.trials, *amounts, _remark(row)))
     return tuple(sorted(found, key=lambda arm: float(np.mean([t.score for t in arm.trials]))))
+
+
+def _remark(row: Row) -> str:
+    said = [f"guard broken by {row.broken:.3g}"] if row.broken > 0 else []
+    said += [f"{row.failed} failed"] if row.failed else []
+    return "; ".join(said)
+
+
+def _charged(known: Facts, trial: Trial) -> list[Trial]:
+    """Baselines that a trial is charged for."""
+    note = trial.proposal.note
+    numbers = note.get(CHARGED, ()) if isinstance(note, Mapping) else ()
+    return [t for t in known.history if t.number in numbers]
 
 
 def reached(known: Facts, arm: Arm, target: Arm) -> tuple[float, ...]:
     """Part of the budget after which each verdict training was as good as `target`'s at its end.
 
-    By the eval score, with a straight line between two evaluations; paired by block. Infinite where
-    it never was.
+    By the eval losses, with a straight line between two evaluations; paired by block. Infinite
+    where it never was.
     """
-    ends = {_block(t): t.score for t in target.trials}
+    ends = {_block(t): known.score(_metrics(t), "eval", t.mixture) for t in target.trials}
     return tuple(_crossing(known, t, ends[_block(t)]) for t in arm.trials if _block(t) in ends)
 
 
@@ -137,6 +154,9 @@ def summary(
     columns += ["to proportional, 95%", "p", "reaches", "trials", "tokens", spent]
     table = table_of(title, ("method",), columns)
     table.columns[0].max_width = 28
+    remarks = any(arm.remark for arm in found)
+    if remarks:
+        table.add_column("", no_wrap=True)
     against = {c.name: c for c in said.comparisons if c.baseline == _proportional(known)}
     target = next((arm for arm in found if arm.name == _proportional(known)), None)
     for arm in found:
@@ -156,6 +176,7 @@ def summary(
             f"{arm.asked:.3g}" if arm.units else "",
             f"{arm.tokens:,.0f}" if arm.units else "",
             f"{np.mean(arm.units):.2f}" if arm.units else "",
+            *([arm.remark] if remarks else []),
             style=style,
         )
     return noted(
@@ -233,6 +254,9 @@ def words(known: Facts, found: Sequence[Arm], said: Verdict) -> list[str]:
         if by_word[word]:
             told.append(f"{phrase}: {', '.join(by_word[word])}.")
     if known.bill is not None:
+        over = [arm.name for arm in found if arm.units and max(arm.units) > 1.005 * known.bill]
+        if over:
+            told.append(f"A run spent more than was foreseen, beyond its bill: {', '.join(over)}.")
         left = {arm.name: known.bill - float(np.mean(arm.units)) for arm in found if arm.units}
         named = [f"{name} {rest:.2f}" for name, rest in left.items() if rest >= 0.01]
         if named:
@@ -241,7 +265,7 @@ def words(known: Facts, found: Sequence[Arm], said: Verdict) -> list[str]:
     if target is not None:
         parts = {arm.name: reached(known, arm, target) for arm in found if arm is not target}
         sure = {n: float(np.mean(p)) for n, p in parts.items() if p and np.isfinite(p).all()}
-        if sure:
+        if sure and min(sure.values()) < 1:
             first = min(sure, key=sure.__getitem__)
             told.append(
                 f"The soonest as good as proportional in the end: {first}, after {sure[first]:.0%} "

@@ -13,13 +13,12 @@ from rich.text import Text
 from raymix.core.influence import PROGRESS
 from raymix.core.job import Status
 from raymix.core.trial import Role, Trial
-from raymix.report.facts import Facts, facts, label, repeats
+from raymix.report.facts import Facts, evidence, facts, label, repeats
 from raymix.report.facts import rows as confirmed_rows
 from raymix.report.influence import influence_tables
 from raymix.report.layout import rounded, table_of
 from raymix.report.methods import methods_report
 from raymix.report.verdict import Verdict, verdict
-from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
 from raymix.study.plan import METHODS
 from raymix.study.record import Record, costs
@@ -179,8 +178,11 @@ def comparisons(said: Verdict) -> Table:
 
 
 def winner_by_domain(known: Facts, best: Trial) -> Table:
-    """The winner's shares, what was drawn, and each domain's loss against the untrained model."""
-    trials = confirmed(known.history, known.confirm).get(best.number, (best,))
+    """The winner's shares, what was drawn, and each domain's loss against the untrained model.
+
+    Where methods are compared the losses are means over all runs of the winner's.
+    """
+    trials = evidence(known, best)
     metrics = [t.result.metrics for t in trials if t.result is not None]
     means = {
         split: {

@@ -4,13 +4,14 @@ Scores y[m, s] of mixture m under seed s follow the additive model mixture + see
 seeds draw nearly the same rows in nearly the same order, so a seed is a block. The variance of the
 noise is pooled over all mixtures, with (M-1)(S-1) degrees of freedom when no training is missing
 (least squares in general). Tests are two-sided t tests with Holm's correction. They lean on the
-noise being the same for all mixtures, so that is checked too (Cochran's largest share of variance).
+noise being the same for all mixtures, so that is checked too (Cochran's largest share of variance):
+a mixture that is noisier than the others is tested with its own variance and S-1 degrees.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -57,7 +58,7 @@ class Verdict:
     """What the confirmations say, in nats per token; NaN where nothing can be told.
 
     `noise`: standard deviation of one training. `detectable`: the least true difference that a
-    study like this one finds in 4 of 5 cases.
+    study like this one finds in 4 of 5 cases, of mixtures that are not noisier than the others.
     """
 
     split: str
@@ -133,7 +134,7 @@ def _missing(table: Repeats) -> str:
     """What took part and has no row, or not all of one."""
     if not table.missing:
         return ""
-    return f" Missing: {', '.join(table.missing)} chose nothing."
+    return f" Missing: {'; '.join(table.missing)}."
 
 
 def _compared(table: Repeats) -> Verdict:
@@ -141,6 +142,12 @@ def _compared(table: Repeats) -> Verdict:
     if not pairs:
         return _silent(table.split, "Cannot tell: there is nothing to compare with a baseline.")
     fitted = fit(table.scores)
+    if fitted is None and not _joined(table.scores):
+        return _silent(
+            table.split,
+            "Cannot tell: the mixtures share no seeds, all or some of them, so a difference may be "
+            "that of the seeds; confirm them with the same ones.",
+        )
     if fitted is None:
         return _silent(
             table.split,
@@ -148,6 +155,15 @@ def _compared(table: Repeats) -> Verdict:
             "confirm with at least 2 (search.confirm.seeds).",
         )
     return _tested(table, pairs, fitted)
+
+
+def _joined(scores: Vector) -> bool:
+    """Whether shared seeds lead from every mixture to every other one, maybe by way of others."""
+    there = np.isfinite(scores)
+    rows = np.arange(len(there)) == 0
+    for _ in range(len(there)):
+        rows = rows | (there & there[rows].any(axis=0)).any(axis=1)
+    return bool(rows.all())
 
 
 def _pairs(table: Repeats) -> list[tuple[int, int]]:
@@ -158,60 +174,116 @@ def _pairs(table: Repeats) -> list[tuple[int, int]]:
 
 
 def _tested(table: Repeats, pairs: list[tuple[int, int]], fitted: Fit) -> Verdict:
-    from scipy import optimize, stats
+    from scipy import stats
 
-    law = stats.t(fitted.freedom)
-    # Bonferroni for intervals and planning: simple, and never more lenient than Holm.
-    critical = float(law.ppf(1 - LEVEL / (2 * len(pairs))))
+    loud = noisiest(table.scores) if fitted.variance > 0 else None
     differences = [float(fitted.effects[row] - fitted.effects[base]) for row, base in pairs]
-    errors = [fitted.error(row, base) for row, base in pairs]
+    degrees = [len(table.seeds) - 1 if loud in pair else fitted.freedom for pair in pairs]
+    errors = [_error(table.scores, fitted, pair, loud) for pair in pairs]
     raw = [
-        float(2 * law.sf(abs(d) / se)) if se > 0 else float(abs(d) < 1e-9)
-        for d, se in zip(differences, errors, strict=True)
+        float(2 * stats.t.sf(abs(d) / se, df)) if se > 0 else float(abs(d) < 1e-9)
+        for d, se, df in zip(differences, errors, degrees, strict=True)
     ]
+    # Bonferroni for intervals and planning: simple, and never more lenient than Holm.
+    quantile = 1 - LEVEL / (2 * len(pairs))
+    widths = [float(stats.t.ppf(quantile, df)) * se for se, df in zip(errors, degrees, strict=True)]
     names = table.names
     comparisons = tuple(
-        Comparison(names[row], names[base], d, d - critical * se, d + critical * se, p)
-        for (row, base), d, se, p in zip(pairs, differences, errors, holm(raw), strict=True)
+        Comparison(names[row], names[base], d, d - width, d + width, p)
+        for (row, base), d, width, p in zip(pairs, differences, widths, holm(raw), strict=True)
     )
-    needed = optimize.brentq(
-        lambda shift: stats.nct.sf(critical, fitted.freedom, shift) - POWER, 0.0, 20 * critical
-    )
-    detectable = float(needed) * max(errors)
+    least = [_needed(quantile, df) * se for se, df in zip(errors, degrees, strict=True)]
+    usual = [found for found, pair in zip(least, pairs, strict=True) if loud not in pair]
+    detectable = max(usual or least)
+    shown = _shown(table, comparisons)
+    own = [found for found, c in zip(least, comparisons, strict=True) if c in shown]
     return Verdict(
         split=table.split,
         comparisons=comparisons,
         noise=math.sqrt(fitted.variance),
         freedom=fitted.freedom,
         detectable=detectable,
-        sentence=_sentence(table, comparisons, detectable)
-        + (_caution(table) if fitted.variance > 0 else ""),
+        sentence=_sentence(table, shown, max(detectable, *own), _better(table, fitted))
+        + _caution(table, loud),
     )
 
 
-def _sentence(table: Repeats, comparisons: tuple[Comparison, ...], detectable: float) -> str:
+def _error(scores: Vector, fitted: Fit, pair: tuple[int, int], loud: int | None) -> float:
+    """Standard error of the difference of two rows, `loud` with the larger variance of its own.
+
+    Its own is its residual sum of squares in a table [M, S] over (S-1)(M-1)/M, which is what it
+    comes to on average where the noise is equal.
+    """
+    pooled = fitted.error(*pair)
+    if loud is None or loud not in pair:
+        return pooled
+    methods, seeds = scores.shape
+    squares = float(_residual_squares(scores[None])[0, loud])
+    own = squares / ((seeds - 1) * (methods - 1) / methods)
+    # Nothing is missing where a row is called loud, so that each has half of the pooled error.
+    return pooled * math.sqrt((1 + max(1.0, own / fitted.variance)) / 2)
+
+
+@lru_cache(maxsize=64)
+def _needed(quantile: float, freedom: int) -> float:
+    """The true difference, in standard errors, that a t test finds with probability `POWER`."""
+    from scipy import optimize, stats
+
+    critical = float(stats.t.ppf(quantile, freedom))
+    return float(
+        optimize.brentq(
+            lambda shift: stats.nct.sf(critical, freedom, shift) - POWER, 0.0, 20 * critical
+        )
+    )
+
+
+def _shown(table: Repeats, comparisons: tuple[Comparison, ...]) -> list[Comparison]:
+    """What the sentence tells of: the best mixture, or where that is a baseline the nearest other.
+
+    The nearest among those that competed, if any did.
+    """
     best = table.names[table.best]
-    own = [c for c in comparisons if c.name == best]
+    if not any(c.name == best for c in comparisons):
+        out = {table.names[row] for row in table.aside}
+        near = [c for c in comparisons if c.name not in out] or comparisons
+        best = min(near, key=lambda c: c.difference).name
+    return [c for c in comparisons if c.name == best]
+
+
+def _better(table: Repeats, fitted: Fit) -> dict[str, str]:
+    """Rows with lower losses than the best that did not compete, and why."""
+    effects = fitted.effects
+    return {
+        table.names[row]: why
+        for row, why in table.aside.items()
+        if effects[row] < effects[table.best]
+    }
+
+
+def _sentence(
+    table: Repeats, own: Sequence[Comparison], detectable: float, better: Mapping[str, str]
+) -> str:
+    best, name = table.names[table.best], own[0].name
     said = ""
-    if not own:
-        said = f"The baseline {best} is the best mixture found; the nearest other one, "
-        best = min(comparisons, key=lambda c: c.difference).name
-        own = [c for c in comparisons if c.name == best]
-    said += f"{best} is {' and '.join(_phrase(c) for c in own)}"
+    if name != best:
+        most = "mixture that competed" if better else "mixture found"
+        said = f"The baseline {best} is the best {most}; the nearest other one, "
+    said += f"{name} is {' and '.join(_phrase(c) for c in own)}"
     said += f" ({table.split} losses, {_seeds(table)}; least detectable: {detectable:.3g})."
+    for other, why in better.items():
+        said += f" {other} has lower losses than {best}, but did not compete: {why}."
     if table.split == "eval":
         said += " Eval also guided the search, so this flatters the winner; add a test split."
     return said
 
 
-def _caution(table: Repeats) -> str:
+def _caution(table: Repeats, loud: int | None) -> str:
     """A warning where one mixture is noisier than the pooled noise says, else nothing."""
-    row = noisiest(table.scores)
-    if row is None:
+    if loud is None:
         return ""
     return (
-        f" {table.names[row]} varies more than the others: the pooled noise is too small for it "
-        "and too large for them, so confirm with more seeds."
+        f" {table.names[loud]} varies more than the others: it is tested with its own noise, and "
+        "the pooled noise is too large for them, so confirm with more seeds."
     )
 
 
@@ -236,10 +308,16 @@ def _largest_share(methods: int, seeds: int) -> float:
 
 def _residual_shares(scores: Vector) -> Vector:
     """Each mixture's part [N, M] of the residual sum of squares of tables [N, M, S]."""
-    rest = scores - scores.mean(axis=2, keepdims=True) - scores.mean(axis=1, keepdims=True)
-    squares = np.sum((rest + scores.mean(axis=(1, 2), keepdims=True)) ** 2, axis=2)
+    squares = _residual_squares(scores)
     total = np.maximum(squares.sum(axis=1, keepdims=True), 1e-300)
     found: Vector = squares / total
+    return found
+
+
+def _residual_squares(scores: Vector) -> Vector:
+    """Each mixture's residual sum of squares [N, M] in tables [N, M, S]."""
+    rest = scores - scores.mean(axis=2, keepdims=True) - scores.mean(axis=1, keepdims=True)
+    found: Vector = np.sum((rest + scores.mean(axis=(1, 2), keepdims=True)) ** 2, axis=2)
     return found
 
 

@@ -13,6 +13,8 @@ from raymix.core.simplex import Vector
 from raymix.core.trial import History, Idle, Proposal, Trial
 from raymix.search.seen import PROPORTIONAL, key, proportional
 
+_TOLERANCE = 1e-9
+
 
 @dataclass(frozen=True)
 class Doubled:
@@ -22,7 +24,7 @@ class Doubled:
     (base - loss) / base; of equals the first. The others make room in proportion to their shares;
     bounds and epoch caps hold by projection. The baseline is charged to the method (`charged` in
     the note). It ends without a proposal where the baseline failed, and where nothing can be added.
-    `ignore`: domains that nobody wants better.
+    `ignore`: domains that nobody wants better. A domain at its ceiling is passed over, too.
     """
 
     factor: float = 2.0
@@ -66,9 +68,12 @@ class Doubled:
             return Idle.DONE
         before = seen.mixture.ordered(space.names)
         found = gains(space.names, seen, history)
-        found[[name in self.ignore for name in space.names]] = math.inf
+        shares = before.array()
+        # What is at its ceiling, as a target that is never trained on, cannot have more.
+        full = shares >= space.ceiling() - _TOLERANCE
+        found[full | np.array([name in self.ignore for name in space.names])] = math.inf
         weakest = int(np.argmin(found))
-        mixture = space.project(grown(before.array(), weakest, self.factor))
+        mixture = space.project(grown(shares, weakest, self.factor))
         if key(mixture) == key(before):
             return Idle.DONE
         note = {

@@ -180,6 +180,7 @@ class Ideal:
                 break
             seen |= {target.key for target in targets}
             note = {"kind": "step", "round": number, "step": step, "verdict": encode(verdict)}
+            note["keep_best"] = rules.keep_best
             tried = yield self._proposals(space, counts, targets, note, place)
             child = best([_finished(tried, t.width) for t in targets if t.width > 0])
             verdict = judge(place.trials, child, rules.keep_best, self.trust_region, self.noise)

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymix.core.errors import SearchError
+from raymix.core.job import Json
 from raymix.core.mixture import Space
 from raymix.core.policy import prior_logits, sampled_gradient
 from raymix.core.simplex import Vector, log_softmax
 from raymix.core.trial import History, Idle, Proposal, Trial
-from raymix.search.seen import key, proportional, trained
+from raymix.search.seen import PROPORTIONAL, key, proportional, trained
 
 _TRIES = 50
 _DOUBLINGS = 4
@@ -61,6 +62,11 @@ class MosSearch:
         if not 0 < self.fresh <= 1:
             raise SearchError(f"MosSearch.fresh must be above 0 and at most 1, got {self.fresh}")
 
+    @property
+    def pays_for(self) -> tuple[str, ...]:
+        """The baseline that rewards are held against; it is on the bill, with the first trial."""
+        return (PROPORTIONAL,)
+
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
         """A mixture drawn from the policy, replayed on the method's finished trials."""
         told = [trial for trial in history.own if trial.finished]
@@ -77,7 +83,9 @@ class MosSearch:
                 if key(mixture) not in known:
                     drawn = dict(zip(space.names, counts, strict=True))
                     asked = dict(zip(space.names, policy.tolist(), strict=True))
-                    note = {"kind": "policy", "counts": drawn, "policy": asked}
+                    note: dict[str, Json] = {"kind": "policy", "counts": drawn, "policy": asked}
+                    if baseline is not None and not history.own:
+                        note["charged"] = [baseline.number]
                     return Proposal(mixture, note=note)
         waits = any(trial.pending for trial in history.own)
         return Idle.WAIT if waits else Idle.DONE

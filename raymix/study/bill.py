@@ -2,7 +2,8 @@
 
 All of a method counts: references, proxies and influence, trainings that failed, and baselines that
 it looked at (`charged` in the note of a proposal). Of a smaller model a training counts as much as
-of the target. The base model, baselines and confirmations are on nobody's bill.
+of the target. The base model, baselines and confirmations are on nobody's bill. Nor are attempts
+that were lost with their worker: of a training only its last attempt is told.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ class Bill:
 def units(trial: Trial, budget: Budget, history: Iterable[Trial] = ()) -> float:
     """What a trial has cost, in trainings on the study's `budget`; 0 before it was told.
 
-    It is the part of that budget that was really spent, by the last point where the training was
-    stopped or failed, and only what it paid itself where it branched off; what passed through the
-    model beside the steps (`Spent.extra`), by the tokens of its own steps; and the trials that it
-    was charged with. `history`: where a trial that trains nothing, and so has no steps to compare
-    with, finds the one it measures; without that its extra is left out.
+    It is the part of that budget that was really spent: by the last point where the training was
+    stopped, or by the steps that it has told of, if more, where it failed; and only what it paid
+    itself where it branched off. To this comes what passed through the model beside the steps
+    (`Spent.extra`), by the tokens of its own steps, and the trials that it was charged with.
+    `history`: where a trial that trains nothing, and so has no steps to compare with, finds the one
+    it measures; without that its extra is left out.
     """
     if trial.result is None:
         return 0.0
@@ -124,7 +126,11 @@ def _part(trial: Trial, budget: Budget) -> float:
         return _amount(result.spent, budget.unit) / budget.amount
     whole = result.status is Status.DONE
     progress = 1.0 if whole else max((point.progress for point in result.curve), default=0.0)
-    return progress * own.amount / budget.amount
+    part = progress * own.amount / budget.amount
+    if result.status is Status.FAILED:
+        # After its last evaluation, or before the first one, it has trained on.
+        part = max(part, _amount(result.spent, budget.unit) / budget.amount)
+    return part
 
 
 def _extra(trial: Trial, part: float, budget: Budget, history: Iterable[Trial]) -> float:
@@ -137,7 +143,7 @@ def _extra(trial: Trial, part: float, budget: Budget, history: Iterable[Trial]) 
         if source is None or source.result is None:
             return 0.0
         part, tokens = _part(source, budget), source.result.spent.tokens
-    # A training that failed before its first point has told of no part.
+    # Without a step there is nothing to compare with.
     return trial.result.spent.extra * part / tokens if tokens else 0.0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -88,14 +89,16 @@ def again(trial: Trial, space: Space, settings: Confirm, note: Json = None) -> P
     """The training of `trial` once more: as it was, but for what only a search needs.
 
     A method that works inside the training works in it again. At equal size, a budget of its own
-    (and the pools that go with it) gives way to the study's, the mixture to the nearest allowed.
+    gives way to the study's, the mixture to the nearest allowed, and pools to all rows.
     """
     proposal = _plain(trial.proposal, Role.CONFIRM, note)
     if trial.role is Role.FINAL:
         proposal = replace(proposal, reweighter=None)
-    if settings.equal and proposal.budget not in (None, space.budget):
-        mixture = space.project(proposal.mixture.ordered(space.names).array())
-        proposal = replace(proposal, mixture=mixture, budget=None, pools=None)
+    if settings.equal:
+        proposal = replace(proposal, pools=None)
+        if proposal.budget not in (None, space.budget):
+            mixture = space.project(proposal.mixture.ordered(space.names).array())
+            proposal = replace(proposal, mixture=mixture, budget=None)
     return proposal
 
 
@@ -119,6 +122,21 @@ def by_group(history: History) -> dict[str, dict[int, Trial]]:
         if whole:
             found[group] = dict(sorted(whole.items()))
     return found
+
+
+def failures(history: History) -> dict[str | int, int]:
+    """How many confirmations failed, or ended early, of each group or confirmed trial (number).
+
+    Of a group the latest in each block counts. Those without any are left out.
+    """
+    lost: list[str | int] = [
+        group
+        for group, blocks in _latest(history).items()
+        for trial in blocks.values()
+        if not (trial.pending or _whole(trial))
+    ]
+    lost += [of(t) for t in _of_best(history) if not (t.pending or t.finished)]
+    return dict(Counter(lost))
 
 
 def _latest(history: History) -> dict[str, dict[int, Trial]]:
@@ -147,9 +165,9 @@ def winner(
         best = champion(history, members or {})
         if best is None:
             return first
-        return _numbered(history, favourite(by_group(history)[best].values()))
+        return _numbered(history, favourite(by_group(history), best))
     repeats = confirmed(history)
-    failed = {of(t) for t in _of_best(history) if not (t.pending or t.finished)}
+    failed = failures(history)
     if first is None or not (first.number in repeats or first.number in failed):
         return first
     sound = {n: trials for n, trials in repeats.items() if n not in failed} or repeats
@@ -167,11 +185,7 @@ def champion(history: History, members: Members) -> str | None:
     do not compete; those that break a guard on average come last.
     """
     told, rows = by_group(history), choices(history, members)
-    failed = {
-        group
-        for group, blocks in _latest(history).items()
-        if any(not (trial.pending or _whole(trial)) for trial in blocks.values())
-    }
+    failed = failures(history)
     competing = [group for group, runs in rows.items() if any(run is not None for run in runs)]
     competing = [group for group in competing if group not in failed] or competing
     shared = [set(told.get(group, {})) for group in competing]
@@ -182,9 +196,18 @@ def champion(history: History, members: Members) -> str | None:
     return min(competing, key=lambda group: _worth([told[group][b] for b in blocks], order[group]))
 
 
-def favourite(confirmations: Iterable[Trial]) -> int:
-    """Number of the trial whose confirmations did best on eval."""
-    repeats = _by_trial(confirmations)
+def favourite(told: Mapping[str, Mapping[int, Trial]], group: str) -> int:
+    """Number of the trial, of those that a group's runs chose, whose confirmations did best.
+
+    `told`: whole confirmations by group and block. The runs are confirmed in different blocks, so
+    each score (eval) counts from the mean of its block over the other groups that have all blocks
+    of this one; without such groups the plain scores decide.
+    """
+    blocks = told[group]
+    others = [own for name, own in told.items() if name != group and own.keys() >= blocks.keys()]
+    level = {b: float(np.mean([own[b].score for own in others])) if others else 0.0 for b in blocks}
+    shifted = [replace(trial, score=trial.score - level[b]) for b, trial in blocks.items()]
+    repeats = _by_trial(shifted)
     return min(repeats, key=lambda number: _worth(repeats[number], number))
 
 

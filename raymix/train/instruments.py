@@ -38,7 +38,7 @@ class Instruments:
         job: names domains, bounds and the reference.
         batches: of the stage.
         kept: gives the losses of train rows under weights that do not move.
-        meter: counts what probes take.
+        meter: counts what probes and losses under other weights take.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Instruments:
         self.needs = reweighter.needs
         self.gram: Vector | None = None
         _refuse(reweighter, job)
-        self._batches, self._world = batches, kit.model.world
+        self._batches, self._world, self._meter = batches, kit.model.world, meter
         self._reference: TokenLosses | None = None
         kinds = ["loss"]
         if self.needs & REFERENCED:
@@ -129,6 +129,7 @@ class Instruments:
             "windows": {kind: w.state(self._world) for kind, w in self._windows.items()},
             "targets": [target.state() for target in self._targets],
             "probe": self._probe and self._probe.state(),
+            "charged": self._meter.state(),
         }
 
     def restore(self, state: Json) -> None:
@@ -139,6 +140,7 @@ class Instruments:
             target.restore(kept)
         if self._probe is not None:
             self._probe.restore(state["probe"])
+        self._meter.restore(state.get("charged", {}))
 
 
 def _targets(reweighter: Reweighter[Any], job: TrainJob, batches: Batches) -> list[Aside]:

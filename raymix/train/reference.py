@@ -40,11 +40,15 @@ class TokenLosses:
     of; rank 0 keeps them in `<output_dir>/token-losses/<fingerprint of the weights>`, where other
     trials and later deliveries find them.
 
+    The job is charged for each row when it first uses it, be its loss known already or not: that is
+    what the method needs by itself. So a bill does not depend on what ran before or beside it. What
+    others have computed saves time only, and rows that are foreseen and never used are not charged.
+
     Args:
         kit: model and tables.
         job: its start is what the model goes back to.
         weights: checkpoint of ours or folder in Hugging Face form; None: the pretrained weights.
-        meter: counts what passes through the model; what is known already does not.
+        meter: counts the rows that the job uses, each once; its state says which.
     """
 
     def __init__(self, kit: Kit, job: TrainJob, weights: Path | None, meter: Meter) -> None:
@@ -53,12 +57,13 @@ class TokenLosses:
         self._folder: Path | None = None
 
     def cover(self, items: Sequence[Item], ahead: Callable[[], Sequence[Ints]]) -> None:
-        """See that the losses of `items` are known; a collective call.
+        """See that the losses of `items` are known, and charge for them; a collective call.
 
         Args:
             items: of all ranks.
             ahead: gives the rows of each domain [K] that come up after them.
         """
+        self._charge(items)
         if self._knows(items):
             return
         if self._folder is None:
@@ -75,6 +80,15 @@ class TokenLosses:
         parts = [self._rows[item.domain].of(row) for item in items for row in item.rows]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
+    def _charge(self, items: Sequence[Item]) -> None:
+        """Count the rows of `items` that bear loss and that the job has not used before."""
+        for d, table in enumerate(self._kit.train):
+            used = [row for item in items if item.domain == d for row in item.rows]
+            rows = np.array(used, dtype=np.int64)
+            rows = rows[table.loss_tokens[rows] > 0]
+            if len(rows):
+                self._meter.looked_once(f"{table.domain} {self._weights}", rows, table.tokens)
+
     def _knows(self, items: Sequence[Item]) -> bool:
         return all(self._rows[item.domain].known[list(item.rows)].all() for item in items)
 
@@ -87,7 +101,6 @@ class TokenLosses:
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         with _lent(kit.model, self._job, self._weights):
             found = _losses(kit, batches)
-        self._meter.looked(sum(item.tokens for item in items))
         for rank, losses in enumerate(world.gathered(found)):
             at = 0
             for item in (item for batch in batches[rank :: world.size] for item in batch):

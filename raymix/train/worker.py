@@ -64,7 +64,11 @@ class Worker:
         return replace(result, outside=outside)
 
     def _kit(self, job: TrainJob) -> Kit:
-        """What `job` is run with; jobs of one shape share it."""
+        """What `job` is run with; jobs of one shape share it.
+
+        `job.test` is heeded where every domain of the job has a test split, for a mean over some of
+        them would not compare with eval's. Else there is no test to evaluate and no error.
+        """
         _refuse(job)
         lora = self.setup.training.use_peft or any(
             stage.trainable is Trainable.LORA for stage in (*job.stages, *job.trained)
@@ -77,10 +81,11 @@ class Worker:
 
     def _assemble(self, job: TrainJob, lora: bool) -> Kit:
         names = job.space.names
+        tests = job.test and all("test" in self.setup.stores.get(name, {}) for name in names)
         with together(self.world):
             train = self._open(names, "train") if job.stages or job.measure else ()
             held = self._held_out(names, "eval", self.setup.training.eval_rows)
-            test = self._held_out(names, "test", None) if job.test else None
+            test = self._held_out(names, "test", None) if tests else None
             if job.model not in self.setup.models:
                 known = ", ".join(self.setup.models)
                 raise TrainingError(f"unknown model '{job.model}'; known: {known}")

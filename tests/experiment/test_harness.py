@@ -147,7 +147,7 @@ def test_what_is_refused_before_the_harness_is_asked(harness, folders, tmp_path)
     score, one = harness["lm_eval_scores"], {"first": folders["first"]}
     for arguments, words in (
         (({"x": tmp_path}, ["a"], None, None), f"model 'x': {tmp_path} has no config.json"),
-        ((one, [" "], None, None), "nothing to evaluate: 1 models, 0 tasks"),
+        ((one, [" "], None, None), "nothing to evaluate: no tasks"),
         ((one, ["a"], tmp_path / "b", None), "include_path .*b is no folder"),
         ((one, ["a"], None, 0), "limit must be at least 1, got 0"),
     ):

@@ -4,13 +4,13 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 
-from raymix.core.errors import ConfigError
 from raymix.core.mixture import Budget, Domain, Mixture, Space, Unit
 from raymix.core.trial import Role
 from raymix.report.facts import facts
@@ -47,23 +47,35 @@ def test_rules_of_thumb_follow_sizes(script):
 
 
 def test_a_domain_alone_is_as_much_of_it_as_bounds_allow(script):
-    from dataclasses import replace
-
-    bounded = replace(space(), upper=(1.0, 0.5, 1.0))
-    only = script["fixed"](bounded)["only d1"]
-    assert list(only.values()) == pytest.approx([0.25, 0.5, 0.25])
+    bounded = replace(space(), upper=(1.0, 0.5, 0.0))
+    found = script["fixed"](bounded)
+    assert [name for name in found if "ly " in name] == ["only d0", "mostly d1"]
+    assert list(found["mostly d1"].values()) == pytest.approx([0.5, 0.5, 0])
 
 
 def test_ideal_looks_at_as_many_rows_as_the_bill_pays_for(script):
-    influence_rows = script["influence_rows"]
-    # 3 rounds: 4 trainings leave 1 unit, 1000 rows; a measurement may take 333. 3 domains with 30
-    # rows of eval take 90, so (333 - 90) / (2 * 3) = 40 rows of each could be looked at: too few.
-    # 2 rounds: (4 / 2 - 1) * 1000 - 90 = 910, so 151.
-    assert influence_rows(space(), 5.0, 512, 30) == (2, 151)
-    # Nor are more looked at than `rows`.
-    assert influence_rows(space(), 50.0, 512, 30) == (3, 512)
-    with pytest.raises(ConfigError, match="--bill 2 does not pay for a round of IDEAL"):
-        influence_rows(space(), 2.0, 512, 30)
+    plan, slack = script["influence_plan"], script["SLACK"]
+    # Rows of 10 tokens, trainings of 10,000; 30 rows of eval of each of 3 domains.
+    sizes = script["Sizes"](10_000.0, 50, (500, 500, 500), (10.0, 10.0, 10.0), 900.0)
+    for bill in (4.0, 5.0, 8.0, 20.0):
+        rounds, rows = plan(sizes, bill, 512)
+        cost = 1 + rounds * (1 + (2 * 3 * 10 * rows + 900) / 10_000)
+        assert cost <= slack * bill
+        if rounds < 3:
+            # One round more would have left fewer rows than is worth it.
+            more = (slack * bill - rounds - 2) * 10_000 / (rounds + 1)
+            assert (more - 900) / 60 < 64
+        else:
+            # A row in twenty more would not fit, or there are no more.
+            assert rows == 512 or 1 + 3 * (1 + (63 * rows + 960) / 10_000) > slack * bill
+    # A domain gives no more rows than it has, and long rows cost more.
+    short = script["Sizes"](10_000.0, 50, (10, 500, 500), (10.0, 10.0, 10.0), 900.0)
+    assert plan(short, 5.0, 512) >= plan(sizes, 5.0, 512)
+    long = script["Sizes"](10_000.0, 50, (500, 500, 500), (10.0, 10.0, 40.0), 900.0)
+    assert plan(long, 5.0, 512) < plan(sizes, 5.0, 512)
+    # What grows is dearer; with rows given there may be no round at all.
+    assert plan(sizes, 5.0, 100, 1.15, True)[0] <= plan(sizes, 5.0, 100)[0]
+    assert plan(sizes, 1.5, 512, 1.15, True) == (0, 0)
 
 
 @pytest.mark.slow

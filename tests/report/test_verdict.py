@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_sentences():
 def test_what_cannot_be_told_is_said():
     for scores, words in (
         (np.ones((5, 1)), "Cannot tell: 1 seed per mixture leaves nothing"),
-        (np.array([[1.0, np.nan], [np.nan, 2.0]]), "Cannot tell: 2 seeds per mixture leaves"),
+        (np.array([[1.0, np.nan], [np.nan, 2.0]]), "Cannot tell: the mixtures share no seeds"),
     ):
         found = verdict(table(scores, best=1, names=("uniform", "mine", "x", "y", "z")))
         assert found.sentence.startswith(words)
@@ -161,6 +162,39 @@ def test_what_cannot_be_told_is_said():
     assert "no mixture was confirmed" in verdict(None).sentence
     only = table(np.ones((1, 3)), best=0, names=("uniform",))
     assert "nothing to compare" in verdict(only).sentence
+
+
+def test_groups_of_mixtures_that_share_no_seed_are_told_from_too_few_seeds():
+    nan = np.nan
+    apart = np.array([[1.0, 2.0, nan, nan], [1.1, 2.1, nan, nan], [nan, nan, 1.0, 1.0]])
+    assert "share no seeds" in verdict(table(apart)).sentence
+    # By way of the third, the first two share theirs; there is a seed too few for noise.
+    chain = np.array([[1.0, nan], [nan, 2.0], [1.0, 1.0]])
+    assert "leaves nothing to measure the noise with" in verdict(table(chain)).sentence
+
+
+def test_what_did_not_compete_is_no_contradiction():
+    scores = noise(np.random.default_rng(10), 5, 4)
+    scores += np.array([-1.0, 2.0, -3.0, 0.0, 0.5])[:, None]
+    plain = table(scores, best=0)
+    lost = verdict(replace(plain, aside={2: "a confirmation of it failed", 4: "it breaks a guard"}))
+    assert lost.sentence.startswith(
+        "The baseline uniform is the best mixture that competed; the nearest other one, tpe-007 is"
+    )
+    assert "tpe-003 has lower losses than uniform, but did not compete: a confirmation" in (
+        lost.sentence
+    )
+    assert "grid-004" not in lost.sentence, "it is no better"
+    won = verdict(replace(plain, best=3, aside={2: "it breaks a guard by 0.1"}))
+    assert won.sentence.startswith("tpe-007 is better than proportional")
+    assert "tpe-003 has lower losses than tpe-007, but did not compete: it breaks" in won.sentence
+    alone = verdict(replace(plain, aside={2: "x", 3: "x", 4: "x"}))
+    assert "competed; the nearest other one, tpe-003" in alone.sentence
+
+
+def test_what_is_missing_is_said():
+    plain = replace(table(noise(np.random.default_rng(11), 5, 3)), missing=("a, b chose", "c lost"))
+    assert verdict(plain).sentence.endswith(" Missing: a, b chose; c lost.")
 
 
 def test_equal_baselines_are_compared_once():
@@ -197,3 +231,43 @@ def test_a_mixture_that_is_much_noisier_is_named():
     assert "tpe-007 varies more than the others" in verdict(table(loud)).sentence
     assert noisiest(np.ones((5, 3))) is None
     assert noisiest(np.ones((2, 3))) is None
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("row", [0, 9])
+def test_a_noisy_row_is_not_called_a_difference(row, seeds):
+    rng = np.random.default_rng(12)
+    names = ("uniform", "proportional", *(f"tpe-{n:03d}" for n in range(15)))
+    sd = np.full((17, 1), 0.01)
+    sd[row] = 0.1
+    studies = 400
+    wrong = sum(
+        any(
+            c.p < LEVEL
+            for c in verdict(table(sd * rng.normal(size=(17, seeds)), 2, names=names)).comparisons
+        )
+        for _ in range(studies)
+    )
+    assert wrong / studies <= 0.08
+
+
+def test_a_noisy_row_has_its_own_noise_and_degrees_and_the_others_keep_theirs():
+    rng = np.random.default_rng(13)
+    scores = 1 + 0.01 * rng.normal(size=(5, 4))
+    scores[3] += np.array([0.3, -0.3, 0.2, -0.2])
+    assert noisiest(scores) == 3
+    found, plain = verdict(table(scores)), fit(scores)
+    rest = scores - scores.mean(axis=1, keepdims=True) - scores.mean(axis=0) + scores.mean()
+    own = np.sum(rest[3] ** 2) / (3 * 4 / 5)
+    critical = {df: stats.t.ppf(1 - LEVEL / 12, df) for df in (3, 12)}
+    for c in found.comparisons:
+        loud = c.name == "tpe-007"
+        variance = own + plain.variance if loud else 2 * plain.variance
+        width = critical[3 if loud else 12] * math.sqrt(variance / 4)
+        assert (c.high - c.low) / 2 == pytest.approx(width)
+    usual = verdict(table(scores)).detectable
+    assert f"least detectable: {usual:.3g})" in found.sentence
+    # What is told of the noisy one is told with what can be told of it.
+    worse = verdict(table(scores, best=3))
+    assert worse.detectable == usual
+    assert f"least detectable: {usual:.3g})" not in worse.sentence

@@ -71,12 +71,18 @@ def history(*trials: Trial) -> History:
         (trial(1, Proposal(MIX, Budget(1500))), 1.5),
         (trial(1, Proposal(MIX), Status.STOPPED, (0.1, 0.3), rows=310), 0.3),
         (trial(1, Proposal(MIX, Budget(500)), Status.STOPPED, (0.2,)), 0.1),
-        (trial(1, Proposal(MIX), Status.FAILED, (0.25, 0.5)), 0.5),
-        (trial(1, Proposal(MIX), Status.FAILED, (), rows=120, extra=40), 0.0),
+        (trial(1, Proposal(MIX), Status.FAILED, (0.25, 0.5), rows=500, tokens=5000), 0.5),
+        # It went on after its last point, or never came to one, and had paid for extra work.
+        (trial(1, Proposal(MIX), Status.FAILED, (0.25, 0.5), rows=700, tokens=7000), 0.7),
+        (trial(1, Proposal(MIX), Status.FAILED, (), rows=120, tokens=1200, extra=400), 0.16),
+        (trial(1, Proposal(MIX), Status.FAILED, (), rows=0, tokens=0), 0.0),
         (trial(1, Proposal(MIX), None), 0.0),
         # A proxy, whole and half of it.
         (trial(1, Proposal(MIX, Budget(400), model="small", role=Role.PROXY)), 0.4),
-        (trial(1, Proposal(MIX, Budget(400), role=Role.PROXY), Status.FAILED, (0.5,)), 0.2),
+        (
+            trial(1, Proposal(MIX, Budget(400), role=Role.PROXY), Status.FAILED, (0.5,), rows=99),
+            0.2,
+        ),
         # Half of it was another's: it has paid 500 of 1000 rows.
         (trial(2, Proposal(MIX, branch=1), rows=500, tokens=5000), 0.5),
         # Tokens where the study counts rows: 100 rows were drawn.

@@ -208,14 +208,25 @@ def test_the_mixture_handed_out_is_that_of_the_run_that_did_best(tmp_path):
     history = finished(tmp_path, plan(*more, confirm=replace(METHODS, seeds=6)))
     known = facts(read(tmp_path))
     assert champion(history, known.members) == "random"
-    means = {n: np.mean([t.score for t in ts]) for n, ts in confirmed(history, METHODS).items()}
+    told = by_group(history)
+    level = [
+        np.mean([told[base][b].score for base in ("uniform", "proportional")]) for b in range(6)
+    ]
+    means = {
+        n: np.mean([t.score - level[t.proposal.note["block"]] for t in ts])
+        for n, ts in confirmed(history, METHODS).items()
+    }
     runs = [chosen(history, method.name).number for method in RANDOM]
     best = min(runs, key=means.__getitem__)
     assert known.winner.number == best
     found = best_of(known)
     assert found.mixture == known.winner.mixture
-    assert len(found.seeds) == 2, "of its own confirmations"
-    assert found.objective["eval"] == pytest.approx(means[best])
+    # One run's mixture, but what the method is worth: the best of its runs would be flattered.
+    assert found.seeds == tuple(range(1005, 1011))
+    scores = [told["random"][block].score for block in range(6)]
+    assert found.objective["eval"] == pytest.approx(np.mean(scores))
+    losses = [told["random"][b].result.metrics["test/math/loss"] for b in range(6)]
+    assert found.losses["test"]["math"] == pytest.approx(np.mean(losses))
 
 
 def test_a_method_that_chose_nothing_is_missing_and_said(tmp_path):
@@ -234,7 +245,7 @@ def test_a_method_that_chose_nothing_is_missing_and_said(tmp_path):
     assert by_group(history).keys() == {"uniform", "proportional", "random", "best"}
     assert list(by_group(history)["random"]) == [0, 2]
     table = repeats(facts(read(tmp_path / "lost")))
-    assert table.missing == ("random#1", "bad")
+    assert table.missing == ("random#1, bad chose nothing",)
     assert np.isnan(table.scores).sum() == 1
     said = verdict(table).sentence
     assert said.endswith("Missing: random#1, bad chose nothing.")
