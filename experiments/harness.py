@@ -68,8 +68,11 @@ def lm_eval_scores(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}")
     manager, wanted = known_tasks(tasks, include_path)
+    import torch
     from lm_eval import simple_evaluate
 
+    # Without a word the harness asks for CUDA, whether or not there is any.
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     for name, folder in models.items():
         answer = simple_evaluate(
@@ -100,12 +103,12 @@ def known_tasks(tasks: Sequence[str], include_path: Path | None) -> tuple[Any, l
     if include_path is not None and not include_path.is_dir():
         raise ConfigError(f"include_path {include_path} is no folder")
     try:
-        from lm_eval.tasks import TaskManager
+        from lm_eval import tasks as offered
     except ModuleNotFoundError as error:
         raise ConfigError(
             f'lm-evaluation-harness is not installed ({error}): pip install "raymix[lm-eval]"'
         ) from error
-    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    manager = offered.TaskManager(include_path=str(include_path) if include_path else None)
     return manager, _known(manager, names)
 
 
@@ -143,22 +146,23 @@ def _scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
-    """A row for each metric, a column for each model; standard errors behind the values."""
-    table = Table("metric", *scores, title="lm-evaluation-harness")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    rows = dict.fromkeys(key for values in scores.values() for key in values)
-    for key in rows:
-        task, metric, *rule = key.split("/")
-        if metric.endswith(ERROR):
-            continue
-        beside = "/".join([task, metric + ERROR, *rule])
-        cells = []
-        for values in scores.values():
-            error = f" ± {values[beside]:.4f}" if beside in values else ""
-            cells.append(f"{values[key]:.4f}{error}" if key in values else "")
-        table.add_row(key, *cells)
+    """A row for each model, a column for each metric; standard errors behind the values."""
+    keys = dict.fromkeys(key for values in scores.values() for key in values)
+    shown = [key for key in keys if not key.split("/")[1].endswith(ERROR)]
+    table = Table("model", title="lm-evaluation-harness")
+    for key in shown:
+        table.add_column(key, justify="right")
+    for model, values in scores.items():
+        table.add_row(model, *(_cell(values, key) for key in shown))
     return table
+
+
+def _cell(values: Mapping[str, float], key: str) -> str:
+    if key not in values:
+        return ""
+    task, metric, *rule = key.split("/")
+    error = values.get("/".join([task, metric + ERROR, *rule]))
+    return f"{values[key]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def named(models: Sequence[str]) -> dict[str, Path]:

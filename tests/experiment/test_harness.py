@@ -117,9 +117,7 @@ def test_scores_are_those_of_transformers_alone(harness, folders, tasks):
         error = (share * (1 - share) / (len(right) - 1)) ** 0.5
         assert found["raymix_pick/acc_stderr"] == pytest.approx(error)
     assert scores["first"]["raymix_say/exact_match"] == 0.5
-    few = harness["lm_eval_scores"](
-        {"first": folders["first"]}, ["raymix_pick"], folder, 3, device="cpu"
-    )
+    few = harness["lm_eval_scores"]({"first": folders["first"]}, ["raymix_pick"], folder, 3)
     right = [surest(folders["first"], r["said"], r["choices"]) == r["label"] for r in picks[:3]]
     assert few["first"]["raymix_pick/acc"] == pytest.approx(sum(right) / 3)
 
