@@ -61,6 +61,11 @@ class Stage:
     before it stopped, and epoch caps hold for all stages together. Of the domains in `replay` it
     draws the rows that were drawn first, again. `restart`: the optimizer's state and the
     learning-rate schedule start anew with this stage; else they go on.
+
+    `trainable` WEIGHTS are the model's own, or its adapters where the experiment asks for LoRA.
+    Adapters act from the first LORA stage on; a stage of WEIGHTS or NONE leaves them as they are.
+    `carriers`: domains whose rows have the soft prompt before them and pass through the adapters;
+    the others' do neither, in training and in evaluation. None: all domains are carriers.
     """
 
     mixture: Mixture
@@ -72,6 +77,7 @@ class Stage:
     learning_rate: float | None = None
     replay: tuple[str, ...] = ()
     restart: bool = False
+    carriers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

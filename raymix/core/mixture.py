@@ -129,11 +129,42 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A number of the strategy's (DMT's k) that a searcher may set beside the mixture.
+
+    Either one of `values`, or between `low` and `high`, evenly by its logarithm with `log`.
+    `default` is what it is where a searcher says nothing.
+    """
+
+    name: str
+    default: float
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a range that is none."""
+        for value in (self.default, self.low, self.high, *self.values):
+            if not math.isfinite(value):
+                raise MixtureError(f"parameter '{self.name}' must be finite, got {value}")
+        if not self.values and not self.low < self.high:
+            raise MixtureError(
+                f"parameter '{self.name}' must have low < high, got {self.low}, {self.high}"
+            )
+        if self.log and not self.values and self.low <= 0:
+            raise MixtureError(f"parameter '{self.name}' is log: low must be > 0, got {self.low}")
+        if len(set(self.values)) != len(self.values):
+            raise MixtureError(f"parameter '{self.name}' has a value twice: {self.values}")
+
+
+@dataclass(frozen=True)
 class Space:
     """What a searcher may propose: every mixture inside the bounds and epoch caps.
 
     `lower`, `upper` [K] bound the shares; `max_epochs` [K] bounds how often a row is seen (`inf`:
-    no cap). With `replacement` rows are drawn independently and no cap applies.
+    no cap). With `replacement` rows are drawn independently and no cap applies. `params`: what of
+    the strategy may be set, too.
     """
 
     domains: tuple[Domain, ...]
@@ -143,6 +174,7 @@ class Space:
     upper: tuple[float, ...]
     max_epochs: tuple[float, ...]
     replacement: bool = False
+    params: tuple[Parameter, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse bounds and caps that leave no mixture."""

@@ -40,8 +40,9 @@ class Proposal:
     are kept. `turn`: others may branch off once that share of the budget is spent; `branch`: number
     of a trial whose training, up to its turn, is this one's too: it is not paid for again, and only
     the rest of the budget is spent on `mixture`. `repeat`: is added to the study's seed; trials of
-    equal repeat share their randomness. `params`: the strategy's (DMT's k). `note`: JSON that the
-    searcher wants to find again in the history.
+    equal repeat share their randomness. `strategy` None: the study's; `params`: the strategy's
+    (DMT's k), those left out are as the strategy has them. `note`: JSON that the searcher wants to
+    find again in the history.
     """
 
     mixture: Mixture
@@ -55,6 +56,7 @@ class Proposal:
     turn: float | None = None
     branch: int | None = None
     role: Role = Role.SEARCH
+    strategy: Spec | None = None
     params: Mapping[str, float] = field(default_factory=dict)
     note: Json = None
     keep: bool = False

@@ -19,6 +19,10 @@ class Training(BaseModel):
     `per_device_train_batch_size * gradient_accumulation_steps * workers` of them.
     `warmup_steps` below 1 is a fraction of the budget. `bf16` None: on where the GPU has it.
     `offload_gradients`: reweighters that compare the domains' gradients keep them in host memory.
+
+    `num_virtual_tokens`, `prompt_tuning_init` and `prompt_tuning_init_text` are peft's, of the soft
+    prompt that some strategies train; its own `prompt_learning_rate` does without weight decay.
+    `merge_lora`: adapters are added into the weights of a saved model; else they lie beside it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -50,6 +54,11 @@ class Training(BaseModel):
     lora_alpha: float = Field(32, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: str | tuple[str, ...] = "all-linear"
+    merge_lora: bool = False
+    num_virtual_tokens: int = Field(20, ge=1)
+    prompt_tuning_init: Literal["random", "sample_vocab", "text"] = "sample_vocab"
+    prompt_tuning_init_text: str | None = Field(None, min_length=1)
+    prompt_learning_rate: float = Field(0.03, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -70,12 +79,21 @@ class Training(BaseModel):
                 raise ValueError(f"{name} is not used: the length of a training is mixture.budget")
         return values
 
-    @field_validator("learning_rate")
+    @field_validator("learning_rate", "prompt_learning_rate")
     @classmethod
     def _sane(cls, value: float) -> float:
         if value > 10:
             raise ValueError(f"learning_rate {value} is above 10")
         return value
+
+    @model_validator(mode="after")
+    def _text(self) -> Training:
+        """Refuse a prompt that starts from a text which is not there, or one that nobody uses."""
+        if (self.prompt_tuning_init == "text") != (self.prompt_tuning_init_text is not None):
+            raise ValueError(
+                "prompt_tuning_init_text goes with prompt_tuning_init text, and only with it"
+            )
+        return self
 
 
 class InfluenceSettings(BaseModel):
