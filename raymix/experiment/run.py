@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymix.cluster.config import Cluster
+from raymix.core.codec import to_spec
 from raymix.core.errors import ConfigError, TrainingError
 from raymix.core.job import Json, Point, Runner, Status, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
@@ -118,6 +119,8 @@ def _followed(
         dump(experiment),
         {name: member.group for name, member in study.plan.members.items()},
         study.units,
+        to_spec(study.plan.strategy),
+        lambda trial: len(study.job(trial).stages),
     )
     told = [trial for trial in study.history if not trial.pending]
     tracker.study_started(about, told)

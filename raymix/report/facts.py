@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from raymix.core.codec import decode
+from raymix.core.job import Spec
 from raymix.core.mixture import Mixture, Space
 from raymix.core.simplex import Vector
 from raymix.core.trial import History, Role, Trial
@@ -46,6 +47,7 @@ class Facts:
     members: Members
     confirm: Confirm
     bill: float | None
+    strategy: Spec | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -129,6 +131,7 @@ def facts(record: Record) -> Facts:
         members=record.members,
         confirm=record.confirm,
         bill=record.bill,
+        strategy=decode(Spec, identity["strategy"]) if "strategy" in identity else None,
     )
 
 

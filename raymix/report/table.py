@@ -18,6 +18,7 @@ from raymix.report.facts import rows as confirmed_rows
 from raymix.report.influence import influence_tables
 from raymix.report.layout import rounded, table_of
 from raymix.report.methods import methods_report
+from raymix.report.stage_tables import stage_tables
 from raymix.report.verdict import Verdict, verdict
 from raymix.study.objective import domain_losses
 from raymix.study.plan import METHODS
@@ -44,6 +45,7 @@ def report(record: Record, rows: int = _ROWS) -> Group:
         parts.append(comparisons(said))
     if known.winner is not None:
         parts.append(winner_by_domain(known, known.winner))
+    parts += stage_tables(known)
     parts += influence_tables(known, record)
     parts.append(spending(known))
     last = methods_report(known) if compares else Text(said.sentence, style="bold")

@@ -9,6 +9,7 @@ from raymix.report.compared import write_comparison
 from raymix.report.facts import facts
 from raymix.report.figures import write_figures
 from raymix.report.scatter import write_influence
+from raymix.report.stage_figure import write_stages
 from raymix.study.plan import METHODS
 from raymix.study.record import Record
 
@@ -24,5 +25,6 @@ def write_report(record: Record, folder: str | Path) -> tuple[Path, ...]:
         write_best(best, Path(folder)),
         *write_figures(record, figures),
         *write_influence(record, figures),
+        *write_stages(known, figures),
         *(write_comparison(known, figures) if known.confirm.of == METHODS else ()),
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from raymix.core.forgetting import parted
 from raymix.core.influence import PROGRESS
 from raymix.core.job import Point, Status
 from raymix.core.trial import RANKED, Trial
@@ -140,7 +141,10 @@ class LiveTable:
                 return "starting", "", {}, _NONE, "cyan"
             step = f"{point.step} ({point.progress:.0%})"
             measured = point.metrics.get(PROGRESS)
-            state = "running" if measured is None else f"influence {measured:.0%}"
+            # The second part of a training that branches off another is no stage of its strategy.
+            several = point.stage > 0 and not parted(trial.proposal)
+            running = f"stage {point.stage + 1}" if several else "running"
+            state = running if measured is None else f"influence {measured:.0%}"
             return state, step, point.metrics, point.metrics.get("eval/mean", _NONE), "cyan"
         steps = str(result.spent.steps)
         if best is not None and trial.number == best.number:

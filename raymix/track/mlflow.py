@@ -6,9 +6,8 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +15,15 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from raymix.core.codec import decode, encode
+from raymix.core.codec import encode
 from raymix.core.errors import ConfigError
-from raymix.core.influence import PROGRESS, Influence, centred, consistency
-from raymix.core.job import Diagnostic, Point, Spent, Status, TrainResult
+from raymix.core.forgetting import parted
+from raymix.core.job import Diagnostic, Point, Spent, Status
 from raymix.core.trial import RANKED, Role, Trial
+from raymix.track.entries import flat, last, metrics_of
 from raymix.track.null import About, Ending
 from raymix.track.outbox import Batch, Outbox, UnreachableError
+from raymix.track.stages import StageLog, strategy_params
 
 PARENT = -1
 """Stands for the study's own run where a trial's number stands for the trial's."""
@@ -51,6 +52,14 @@ _ENDINGS = {
     Ending.INTERRUPTED: "KILLED",
     Ending.FAILED: "FAILED",
 }
+
+
+@dataclass(frozen=True)
+class _Order:
+    """In which order a trial is trained, as tags and parameters of its run."""
+
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
 
 
 def _to_stderr(message: str) -> None:
@@ -91,6 +100,7 @@ class MlflowTracker:
         self._spent: dict[int, Spent] = {}
         self._known: dict[int, Trial] = {}
         self._best = math.inf
+        self._stages = StageLog()
         self._outbox: Outbox[Metric] = Outbox(self._write, self._say)
 
     def study_started(self, about: About, told: Sequence[Trial] = ()) -> None:
@@ -100,24 +110,28 @@ class MlflowTracker:
         self._outbox.first_pass(_FIRST_SECONDS)
         for trial in told:
             self._known[trial.number] = trial
-            self._outbox.put(partial(self._catch_up, trial, self._last(trial)))
+            final = (*self._last(trial), *self._stages.closed(trial))
+            self._outbox.put(partial(self._catch_up, trial, self._order(trial), final))
             self._count(trial)
 
     def trial_started(self, trial: Trial) -> None:
         """Open the trial's run."""
         self._known[trial.number] = trial
-        self._outbox.put(partial(self._open_trial, trial))
+        self._outbox.put(partial(self._open_trial, trial, self._order(trial)))
 
     def reported(self, trial: Trial, point: Point) -> None:
         """Keep the point's metrics for the next batch."""
         # After the death of a worker a training repeats the steps since its last checkpoint.
         if point.step > self._steps.get(trial.number, -1):
             self._steps[trial.number] = point.step
-            self._outbox.put(Batch(trial.number, _metrics(point.metrics, point.step)))
+            ended = self._stages.heard(trial, point)
+            metrics = (*ended, *metrics_of(point.metrics, point.step))
+            self._outbox.put(Batch(trial.number, metrics))
 
     def trial_ended(self, trial: Trial) -> None:
         """Write the trial's last metrics, what was realised and what it cost; close its run."""
-        self._outbox.put(Batch(trial.number, self._last(trial)))
+        final = (*self._last(trial), *self._stages.closed(trial))
+        self._outbox.put(Batch(trial.number, final))
         self._outbox.put(partial(self._end_trial, trial))
         self._outbox.put(Batch(PARENT, self._count(trial)))
 
@@ -174,7 +188,7 @@ class MlflowTracker:
             run_name=self._about.name,
         )
         self._runs[PARENT] = run.info.run_id
-        self._log_params(PARENT, _flat(self._about.config))
+        self._log_params(PARENT, flat(self._about.config))
 
     def _search(self, condition: str) -> list[mlflow.entities.Run]:
         found, token = [], None
@@ -185,17 +199,17 @@ class MlflowTracker:
             if not token:
                 return found
 
-    def _open_trial(self, trial: Trial) -> None:
-        self._reach(partial(self._open_trial_now, trial))
+    def _open_trial(self, trial: Trial, order: _Order) -> None:
+        self._reach(partial(self._open_trial_now, trial, order))
 
-    def _open_trial_now(self, trial: Trial) -> None:
+    def _open_trial_now(self, trial: Trial, order: _Order) -> None:
         self._open_trials.add(trial.number)
         if trial.number in self._runs:
             self._client.update_run(self._runs[trial.number], status="RUNNING")
             return
         run = self._client.create_run(
             self._experiment_id,
-            tags={**self._tags(trial), "mlflow.parentRunId": self._runs[PARENT]},
+            tags={**self._tags(trial), **order.tags, "mlflow.parentRunId": self._runs[PARENT]},
             run_name=f"{self._about.name}/{self._label(trial)}",
         )
         self._runs[trial.number] = run.info.run_id
@@ -206,7 +220,16 @@ class MlflowTracker:
             "model": trial.proposal.model,
         }
         chosen = {f"params.{name}": f"{v:.6g}" for name, v in trial.proposal.params.items()}
-        self._log_params(trial.number, {**weights, **plain, **chosen})
+        self._log_params(trial.number, {**weights, **plain, **chosen, **order.params})
+
+    def _order(self, trial: Trial) -> _Order:
+        """The strategy that a trial is trained by, where it comes to several stages."""
+        stages = self._about.stages
+        count = 0 if stages is None or parted(trial.proposal) else stages(trial)
+        if count < 2:
+            return _Order({}, {})
+        spec = trial.proposal.strategy or self._about.strategy
+        return _Order({"stages": str(count)}, strategy_params(spec) if spec is not None else {})
 
     def _label(self, trial: Trial) -> str:
         """How a trial's run is called: `tpe-012`; a confirmation by what it repeats."""
@@ -233,7 +256,7 @@ class MlflowTracker:
     def _last(self, trial: Trial) -> tuple[Metric, ...]:
         """What a told trial has beside its points."""
         cost = {} if self._about.units is None else {"cost/units": self._about.units(trial)}
-        return _last(trial, cost)
+        return last(trial, cost)
 
     def _tags(self, trial: Trial) -> dict[str, str]:
         role = "trial" if trial.role is Role.SEARCH else trial.role.value
@@ -284,14 +307,14 @@ class MlflowTracker:
 
         self._reach(end)
 
-    def _catch_up(self, trial: Trial, last: tuple[Metric, ...]) -> None:
+    def _catch_up(self, trial: Trial, order: _Order, last: tuple[Metric, ...]) -> None:
         """Write a trial of a resumed study, unless it is there already."""
         if trial.number in self._whole:
             return
-        self._open_trial(trial)
+        self._open_trial(trial, order)
         curve = trial.result.curve if trial.result is not None else ()
         for point in curve:
-            self._write(trial.number, list(_metrics(point.metrics, point.step)))
+            self._write(trial.number, list(metrics_of(point.metrics, point.step)))
         self._write(trial.number, list(last))
         self._end_trial(trial)
 
@@ -317,7 +340,7 @@ class MlflowTracker:
         for spent in self._spent.values():
             for name, value in encode(spent).items():
                 total[f"cost/{name}"] = total.get(f"cost/{name}", 0.0) + value
-        return _metrics({"best/score": self._best, **total}, len(self._spent))
+        return metrics_of({"best/score": self._best, **total}, len(self._spent))
 
 
 def _artifacts(uri: str) -> str | None:
@@ -326,57 +349,3 @@ def _artifacts(uri: str) -> str | None:
         return None
     database = Path(uri.removeprefix("sqlite:///")).resolve()
     return (database.parent / "mlruns").as_uri()
-
-
-def _metrics(values: Mapping[str, float], step: int) -> tuple[Metric, ...]:
-    now = int(time.time() * 1000)
-    return tuple(
-        Metric(name, float(value), now, step)
-        for name, value in values.items()
-        if math.isfinite(value) and name != PROGRESS
-    )
-
-
-def _last(trial: Trial, more: Mapping[str, float]) -> tuple[Metric, ...]:
-    """What a finished trial has beside its points, and `more`, at its last step."""
-    result: TrainResult | None = trial.result
-    if result is None:
-        return ()
-    realised = {f"mix/{drawn.domain}/realised": drawn.share for drawn in result.realised}
-    cost = {f"cost/{name}": float(value) for name, value in encode(result.spent).items()}
-    score = {"score": trial.score, "violation": trial.violation}
-    step = result.spent.steps
-    told = result.curve[-1].metrics if result.curve and result.curve[-1].step == step else {}
-    rest = {name: value for name, value in result.metrics.items() if name not in told}
-    found = {**rest, **realised, **_influence(trial), **cost, **more, **score}
-    return _metrics(found, step)
-
-
-def _influence(trial: Trial) -> dict[str, float]:
-    """Influence on the objective by estimator and domain, and how it agrees with itself.
-
-    Derivatives by beta (core.influence), centred as under a fixed total; nats per token.
-    """
-    if trial.result is None or Diagnostic.INFLUENCE not in trial.result.diagnostics:
-        return {}
-    found = decode(Influence, trial.result.diagnostics[Diagnostic.INFLUENCE])
-    mixture = trial.mixture.ordered(found.domains)
-    values = {
-        f"influence/{name}/{domain}": float(value)
-        for name in found.estimates
-        for domain, value in zip(
-            found.domains, centred(found.aggregate(found.effect(name)), mixture), strict=True
-        )
-    }
-    agreed = asdict(consistency(found, mixture))
-    return {**values, **{f"influence/trust/{name}": value for name, value in agreed.items()}}
-
-
-def _flat(config: object, where: str = "") -> dict[str, str]:
-    """Dotted names and text of all leaves; a list is one leaf."""
-    if not isinstance(config, Mapping):
-        return {where: str(config)} if where and config is not None else {}
-    found: dict[str, str] = {}
-    for name, value in config.items():
-        found.update(_flat(value, f"{where}.{name}" if where else str(name)))
-    return found

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from raymix.core.job import Json, Point
+from raymix.core.job import Json, Point, Spec
 from raymix.core.trial import Trial
 
 
@@ -27,6 +27,7 @@ class About:
     `id` names this very study: the same when it is resumed, another when it is run again. `data`
     is the fingerprint of the prepared data. `config`: the experiment as plain JSON. `groups`: of
     methods, by name. `units`: what a told trial has cost, in trainings on the study's budget.
+    `strategy`: of the trials that have none of their own. `stages`: how many a trial is trained in.
     """
 
     id: str
@@ -36,6 +37,8 @@ class About:
     config: Json = None
     groups: Mapping[str, str] = field(default_factory=dict)
     units: Callable[[Trial], float] | None = None
+    strategy: Spec | None = None
+    stages: Callable[[Trial], int] | None = None
 
 
 class Tracker(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from raymix.core.job import Point
+from raymix.core.trial import Proposal, Trial
 from raymix.search.dirichlet import Dirichlet
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
@@ -102,6 +103,20 @@ def test_a_trial_whose_influence_is_measured_says_so(tmp_path):
     row = next(line for line in shown[-1].splitlines() if "influence 40%" in line)
     assert "4 (100%)" in row
     assert "running" not in shown[-1]
+
+
+def test_a_trial_of_several_stages_says_which_it_is_in():
+    table = LiveTable(5, Console(file=io.StringIO(), width=160))
+    for number, fields in enumerate(({}, {}, {"branch": 1}), start=1):
+        trial = Trial(number, "dirichlet", Proposal(TOY.space().prior, **fields), 0)
+        table.trial_started(trial)
+        table.reported(trial, Point(3, 0.6, {}, stage=min(1, number - 1)))
+    show = Console(file=io.StringIO(), width=160)
+    show.print(table.table())
+    shown = [line.split()[-1] for line in show.file.getvalue().splitlines()[-3:]]
+    # What branches off another goes on with its second half, which is no stage of a strategy's.
+    assert shown == ["running", "2", "running"]
+    assert "stage 2" in show.file.getvalue()
 
 
 def test_clock_time():
