@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -44,12 +44,12 @@ def build(spec: DataSpec, progress: Progress) -> Prepared:
     cache = spec.cache()
     found = plans(spec)
     _fix_hub(found, cache)
-    tokeniser = _tokeniser(spec, progress)
+    making = tokeniser(spec, progress)
     keys = domain_keys(spec, found)
     if keys is None:
         raise DataError(f"the tokenizer '{spec.tokenizer}' left no files in the hub's cache")
     try:
-        parts = [_part(tokeniser, p, cache, key) for p, key in zip(found, keys, strict=True)]
+        parts = [_part(making, p, cache, key) for p, key in zip(found, keys, strict=True)]
         whole = fingerprint(*keys)
         folder = prepared_folder(cache, whole)
         prepared = Prepared(whole, str(folder), with_overlap(parts), shared_rows(parts))
@@ -59,7 +59,8 @@ def build(spec: DataSpec, progress: Progress) -> Prepared:
     return prepared
 
 
-def _tokeniser(spec: DataSpec, progress: Progress) -> Tokeniser:
+def tokeniser(spec: DataSpec, progress: Progress) -> Tokeniser:
+    """What makes tables of the rows of `spec`."""
     cache = spec.cache()
 
     def read(source: Source) -> Iterable[Placed]:
@@ -77,31 +78,31 @@ def _fix_hub(found: Iterable[Plan], cache: Path) -> None:
                 fix_commit(source, hub_commit(source), cache)
 
 
-def _part(tokeniser: Tokeniser, plan: Plan, cache: Path, key: str) -> Part:
+def _part(making: Tokeniser, plan: Plan, cache: Path, key: str) -> Part:
     """The domain's tables from the cache, or made and put there."""
     folder = cache / "tables" / key
     known = load_part(folder, cache)
     if known is not None:
         return known
-    _sweep(folder.parent)
+    sweep(folder.parent)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_SCRATCH))
     try:
-        counts = tokeniser.write(plan, scratch)
+        counts = making.write(plan, scratch)
         part = Part(
             domain=plan.domain,
             paths={split: str(folder / f"{split}.arrow") for split in counts},
             checks={split: content_hash(scratch / f"{split}.arrow", cache) for split in counts},
             counts=counts,
-            sample=tokeniser.sample(scratch),
+            sample=making.sample(scratch),
         )
         save(part, scratch)
-        _put(scratch, folder, cache)
+        put(scratch, folder, lambda: load_part(folder, cache) is not None)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return part
 
 
-def _sweep(tables: Path) -> None:
+def sweep(tables: Path) -> None:
     """Make the folder; take away what processes that were killed have left there."""
     tables.mkdir(parents=True, exist_ok=True)
     for path in tables.glob(f"{_SCRATCH}*"):
@@ -111,16 +112,17 @@ def _sweep(tables: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _put(made: Path, folder: Path, cache: Path) -> None:
+def put(made: Path, folder: Path, whole: Callable[[], bool]) -> None:
     """Rename `made` to `folder`; where another process was faster, its equal tables stay.
 
-    Damaged tables are first renamed away: who has them open keeps reading what was there.
+    `whole`: whether what lies in `folder` can be used. Damaged tables are first renamed away: who
+    has them open keeps reading what was there.
     """
     for _ in range(_ATTEMPTS):
         try:
             made.rename(folder)
         except OSError:
-            if load_part(folder, cache) is not None:
+            if whole():
                 return
             if not folder.exists():
                 raise
@@ -134,22 +136,23 @@ def _put(made: Path, folder: Path, cache: Path) -> None:
     raise DataError(f"cannot put prepared data into {folder}: another process keeps damaging it")
 
 
-def main() -> None:
-    """Carry out the order on stdin."""
+def answer(make: Callable[[Json], str]) -> None:
+    """Carry out the order on stdin with `make`, which gives a fingerprint of what it made."""
     order = json.load(sys.stdin)
-    answer: Json
+    said: Json
     try:
-        answer = {"fingerprint": _make(DataSpec.model_validate(order["spec"]), order["quiet"])}
+        said = {"fingerprint": make(order)}
     except RaymixError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        said = {"error": type(error).__name__, "message": str(error)}
     except KeyboardInterrupt:
         sys.exit(130)
-    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+    Path(sys.argv[1]).write_text(json.dumps(said), encoding="utf-8")
 
 
-def _make(spec: DataSpec, quiet: bool) -> str:
+def _make(order: Json) -> str:
     from rich.console import Console
 
+    quiet: bool = order["quiet"]
     console = Console(stderr=True)
     live = console.is_terminal and not quiet
     with console.status("tokenising") if live else nullcontext() as status:
@@ -158,7 +161,7 @@ def _make(spec: DataSpec, quiet: bool) -> str:
             if status is not None:
                 status.update(f"tokenising {domain} {split}: {rows:,} rows")
 
-        prepared = build(spec, progress)
+        prepared = build(DataSpec.model_validate(order["spec"]), progress)
     if not quiet:
         for part in prepared.parts:
             console.print(f"prepared {part.summary()}", highlight=False, soft_wrap=True)
@@ -166,4 +169,4 @@ def _make(spec: DataSpec, quiet: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    answer(_make)

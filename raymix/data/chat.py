@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from raymix.core.errors import DataError
 from raymix.core.job import Json
-from raymix.data.messages import Example
+from raymix.data.messages import Example, Message
 from raymix.data.spans import Span, Turn, assistant_spans, sentinel, skeleton
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -67,6 +67,14 @@ class Chat:
                 )
             return Rendered(text, tuple(spans))
         return Rendered(text, tuple(s for s, keep in zip(spans, learned, strict=True) if keep))
+
+    def prompt(self, messages: Sequence[Message], tools: Json = None) -> str:
+        """The text of `messages` and of the header of the answer that is to follow.
+
+        Raises:
+            DataError: There is no template, or it fails.
+        """
+        return self._render([m.for_template() for m in messages], tools, prompt=True)[0]
 
     @cached_property
     def marked(self) -> bool:

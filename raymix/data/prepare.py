@@ -12,12 +12,15 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from raymix.core import errors
 from raymix.core.codec import fingerprint
 from raymix.core.errors import DataError, RaymixError
+from raymix.core.job import Json
 from raymix.data.keys import domain_keys, plans
+from raymix.data.leak import FormatLeak, load_prompts, prompts_folder
 from raymix.data.prepared import Counts, Part, Prepared, load, prepared_folder, refuse_overlap
 from raymix.data.source import DatasetSpec, DataSpec
 from raymix.data.store import Table, open_table
@@ -32,7 +35,11 @@ __all__ = [
     "cached",
     "open_table",
     "prepare",
+    "with_prompts",
 ]
+
+_VERSION = 1
+"""Raise this when the same rows would give other prompts than before."""
 
 
 def prepare(spec: DataSpec, *, quiet: bool = False) -> Prepared:
@@ -45,7 +52,8 @@ def prepare(spec: DataSpec, *, quiet: bool = False) -> Prepared:
     """
     prepared = cached(spec)
     if prepared is None:
-        key = _run_child(spec, quiet=quiet)
+        order = {"spec": spec.model_dump(mode="json"), "quiet": quiet}
+        key = _run_child("raymix.data.build", order)
         prepared = load(prepared_folder(spec.cache(), key), spec.cache())
     if prepared is None:
         raise DataError(f"the prepared data in {spec.cache()} were damaged while they were made")
@@ -67,8 +75,27 @@ def cached(spec: DataSpec) -> Prepared | None:
     return load(prepared_folder(spec.cache(), fingerprint(*keys)), spec.cache())
 
 
-def _run_child(spec: DataSpec, *, quiet: bool) -> str:
-    """Tokenise in another process; the fingerprint of what it made."""
+def with_prompts(prepared: Prepared, spec: DataSpec, leak: FormatLeak) -> Prepared:
+    """`prepared`, the data of `spec`, with the prompts of `leak`: from the cache, or made now.
+
+    Raises:
+        ConfigError, DataError: Its format is none, or there is nothing to ask.
+    """
+    asked = leak.model_dump(mode="json")
+    key = fingerprint("leak", _VERSION, prepared.fingerprint, asked)
+    folder = prompts_folder(spec.cache(), key)
+    prompts = load_prompts(folder, spec.cache())
+    if prompts is None:
+        order = {"spec": spec.model_dump(mode="json"), "leak": asked, "key": key}
+        _run_child("raymix.data.asked", {**order, "data": prepared.fingerprint})
+        prompts = load_prompts(folder, spec.cache())
+    if prompts is None:
+        raise DataError(f"the prompts in {folder} were damaged while they were made")
+    return replace(prepared, prompts=prompts)
+
+
+def _run_child(module: str, order: Json) -> str:
+    """Carry out `order` in another process; the fingerprint of what it made."""
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
@@ -77,11 +104,10 @@ def _run_child(spec: DataSpec, *, quiet: bool) -> str:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    order = {"spec": spec.model_dump(mode="json"), "quiet": quiet}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
         child = subprocess.run(
-            [sys.executable, "-m", "raymix.data.build", str(answer)],
+            [sys.executable, "-m", module, str(answer)],
             input=json.dumps(order),
             text=True,
             # Data sets and tokenizers may print; the answer goes into a file of its own.

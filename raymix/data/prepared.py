@@ -11,6 +11,7 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import DataError
 from raymix.core.mixture import Domain
 from raymix.data.content import content_hash, write_json
+from raymix.data.leak import Prompts
 
 SPLITS = ("train", "eval", "test")
 
@@ -67,13 +68,15 @@ class Prepared:
     """The tokenised data of an experiment, domains in its order.
 
     `fingerprint` changes with any token or mask, not with paths. `folder` holds this value as
-    JSON. `warnings`: what the user should know but may want.
+    JSON. `warnings`: what the user should know but may want. `prompts`: of the format leak, where
+    it is asked for; they are kept apart.
     """
 
     fingerprint: str
     folder: str
     parts: tuple[Part, ...]
     warnings: tuple[str, ...] = ()
+    prompts: Prompts | None = None
 
     @property
     def stores(self) -> dict[str, dict[str, str]]:

@@ -11,7 +11,7 @@ from raymix.core.errors import ConfigError, nearest
 from raymix.core.job import Json, Strategy
 from raymix.core.mixture import Budget, Domain, Mixture, Space
 from raymix.core.trial import Searcher
-from raymix.data.prepare import DataSpec, Prepared
+from raymix.data.prepare import DataSpec, Prepared, with_prompts
 from raymix.data.prepare import prepare as prepare_data
 from raymix.experiment.algorithm import check_reweighter, kind_of, searcher
 from raymix.experiment.config import TARGET, Experiment, SearcherSettings
@@ -45,7 +45,11 @@ def data_spec(experiment: Experiment, weights: bool = True) -> DataSpec:
 
 def prepare(experiment: Experiment, weights: bool = True) -> Prepared:
     """The experiment's data, tokenised; found in the cache where it was prepared before."""
-    return prepare_data(data_spec(experiment, weights))
+    spec = data_spec(experiment, weights)
+    prepared = prepare_data(spec)
+    if experiment.format_leak is None:
+        return prepared
+    return with_prompts(prepared, spec, experiment.format_leak)
 
 
 def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
@@ -124,6 +128,7 @@ def setup(experiment: Experiment, prepared: Prepared) -> Setup:
         trust_remote_code=experiment.trust_remote_code,
         influence=experiment.influence,
         chat_template=experiment.chat_template,
+        leak=prepared.prompts,
     )
 
 
@@ -143,6 +148,7 @@ def identity(experiment: Experiment, prepared: Prepared) -> dict[str, Json]:
         "workers": experiment.cluster.num_workers,
         **({"influence": influence} if influence else {}),
         **({"proxies": experiment.proxies} if experiment.proxies else {}),
+        **({"format_leak": prepared.prompts.told()} if prepared.prompts else {}),
     }
 
 

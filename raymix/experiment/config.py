@@ -24,6 +24,7 @@ from pydantic import (
 from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.core.errors import ConfigError, RaymixError
 from raymix.core.mixture import Mixture, Unit
+from raymix.data.leak import FormatLeak
 from raymix.data.source import DatasetSpec
 from raymix.experiment.explain import explain
 from raymix.study.objective import Objective
@@ -229,7 +230,8 @@ class Experiment(BaseModel):
     """Everything a study is made from.
 
     `proxies`: smaller models that a searcher may learn on, folder or hub id by name; they must have
-    the tokenizer of `model_name_or_path`, which is named "target".
+    the tokenizer of `model_name_or_path`, which is named "target". `format_leak`: what is
+    measured of it at every evaluation; None: nothing.
 
     Raises ConfigError, which names the key, for whatever does not fit.
     """
@@ -245,6 +247,7 @@ class Experiment(BaseModel):
     cluster: Cluster = Cluster()
     influence: InfluenceSettings = InfluenceSettings()
     tracking: TrackingSettings = TrackingSettings()
+    format_leak: FormatLeak | None = None
     proxies: dict[str, str] = Field(default_factory=dict)
     chat_template: str | None = None
     max_overlap: float = Field(0.01, ge=0, le=1)
@@ -262,6 +265,8 @@ class Experiment(BaseModel):
         experiment._check_mixtures()
         experiment._check_search()
         experiment._check_influence()
+        if experiment.format_leak is not None:
+            experiment.format_leak.check(experiment.names)
         return experiment
 
     def _check_domains(self) -> None:

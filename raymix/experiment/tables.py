@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raymix.core.job import TrainResult
+from raymix.data.leak import Prompts
 from raymix.data.prepared import Prepared
 from raymix.experiment.estimate import Estimate
 from raymix.experiment.needs import Needs
@@ -49,7 +50,26 @@ def prepared_table(prepared: Prepared) -> RenderableType:
     if prepared.without_test:
         names = ", ".join(prepared.without_test)
         lines.append(Text(f"no test split: {names}; the verdict will be on eval", style="yellow"))
+    if prepared.prompts is not None:
+        lines.append(prompts_table(prepared.prompts))
     return Group(*lines)
+
+
+def prompts_table(prompts: Prompts) -> RenderableType:
+    """What is asked for the format leak, and how much of the truth is in the target's format."""
+    table = Table(title=f"\nformat leak of '{prompts.target}'", title_justify="left")
+    table.add_column("domain", no_wrap=True)
+    for name in ("prompts", "bare", "left out", "truth"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for asked in prompts.asked:
+        numbers = (asked.rows, asked.bare_rows, asked.left_out)
+        table.add_row(asked.domain, *(f"{number:,}" for number in numbers), f"{asked.truth:.3f}")
+    words = (
+        f"truth: share of true answers in the target's format; of its own, {prompts.own:.3f}. "
+        "bare: prompts that are another without their instruction"
+    )
+    skipped = f"no prompt to ask: {', '.join(prompts.skipped)}" if prompts.skipped else ""
+    return Group(table, Text(words, style="italic"), Text(skipped, style="yellow"))
 
 
 def preview_table(preview: Preview) -> RenderableType:
@@ -133,16 +153,19 @@ def trained_table(result: TrainResult) -> RenderableType:
     table.title_justify = "left"
     table.add_column("domain")
     splits = [s for s in ("eval", "test") if any(key.startswith(f"{s}/") for key in result.metrics)]
-    for name in ("share", "rows", "epochs", *(f"{split} loss" for split in splits)):
+    columns = {f"{split} loss": f"{split}/{{}}/loss" for split in splits}
+    if any(key.endswith("/format_leak") for key in result.metrics):
+        columns |= {"leak": "eval/{}/format_leak", "leak, bare": "eval/{}/format_leak_bare"}
+    for name in ("share", "rows", "epochs", *columns):
         table.add_column(name, justify="right")
     for drawn in result.realised:
-        losses = (result.metrics.get(f"{split}/{drawn.domain}/loss") for split in splits)
+        found = (result.metrics.get(metric.format(drawn.domain)) for metric in columns.values())
         table.add_row(
             drawn.domain,
             f"{drawn.share:.4f}",
             f"{drawn.rows:,}",
             f"{drawn.epochs:.2f}",
-            *("" if loss is None else f"{loss:.4f}" for loss in losses),
+            *("" if value is None else f"{value:.4f}" for value in found),
         )
     return table
 

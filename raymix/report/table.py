@@ -17,6 +17,7 @@ from raymix.report.facts import Facts, evidence, facts, label, repeats
 from raymix.report.facts import rows as confirmed_rows
 from raymix.report.influence import influence_tables
 from raymix.report.layout import rounded, table_of
+from raymix.report.leak import leak_tables
 from raymix.report.methods import methods_report
 from raymix.report.stage_tables import stage_tables
 from raymix.report.verdict import Verdict, verdict
@@ -47,6 +48,7 @@ def report(record: Record, rows: int = _ROWS) -> Group:
         parts.append(winner_by_domain(known, known.winner))
     parts += stage_tables(known)
     parts += influence_tables(known, record)
+    parts += leak_tables(known, record)
     parts.append(spending(known))
     last = methods_report(known) if compares else Text(said.sentence, style="bold")
     parts.append(last)

@@ -8,6 +8,7 @@ from raymix.report.best import best_of, write_best
 from raymix.report.compared import write_comparison
 from raymix.report.facts import facts
 from raymix.report.figures import write_figures
+from raymix.report.leak import write_leak
 from raymix.report.scatter import write_influence
 from raymix.report.stage_figure import write_stages
 from raymix.study.plan import METHODS
@@ -26,5 +27,6 @@ def write_report(record: Record, folder: str | Path) -> tuple[Path, ...]:
         *write_figures(record, figures),
         *write_influence(record, figures),
         *write_stages(known, figures),
+        *write_leak(record, figures),
         *(write_comparison(known, figures) if known.confirm.of == METHODS else ()),
     )

@@ -52,6 +52,20 @@ TRAIN_ROWS: Mapping[str, int] = MappingProxyType(
 DRILLS = ("say", "reverse", "next")  # what the base model has practised; none is a domain
 COMMANDS = (*TRAIN_ROWS, *DRILLS)
 
+SORT_FORMAT: Mapping[str, str] = MappingProxyType(
+    {
+        "target": "sort",
+        "pattern": rf"(?=[a-z]{{{LENGTH}}}$){'?'.join(LETTERS)}?",
+        "instruction": "^[a-z]+: ",
+    }
+)
+"""What an experiment's `format_leak` block says to look for `sort`'s format: letters that ascend.
+
+Of three random letters 15% do, so the perfect model has about that much leak on other domains, and
+one that sorts whatever it is asked 89%: equal letters do not count. They are 11% of the sorted
+answers, but most of what the base model says to a word that it does not know (`kkk`).
+"""
+
 _TABLES, _PROMPTS, _ANSWERS, _DRILLS = range(4)  # streams of the seed, so that none repeats
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from raymix.core.influence import Thresholds
+from raymix.data.leak import Prompts
 
 
 class Training(BaseModel):
@@ -130,6 +131,7 @@ class Setup:
     prepared files of its splits (see `data.store`), `{"math": {"train": path, "eval": path}}`.
     `output_dir`: checkpoints go to `<output_dir>/checkpoints/trial-<number>`. `tokenizer` (folder
     or hub id; None: the model's own) and `chat_template` (file) go into saved models.
+    `leak`: prompts for the format leak; None: it is not measured.
     """
 
     models: Mapping[str, str]
@@ -140,3 +142,4 @@ class Setup:
     influence: InfluenceSettings = field(default_factory=InfluenceSettings)
     tokenizer: str | None = None
     chat_template: str | None = None
+    leak: Prompts | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from raymix.data.store import Table
 from raymix.train.config import Setup
 from raymix.train.evaluate import HeldOut
+from raymix.train.leak import Leak
 from raymix.train.model import Model
 
 
@@ -38,6 +39,7 @@ class Kit:
     train: Sequence[Table]
     held: HeldOut
     test: HeldOut | None
+    leak: Leak | None = None
 
     @property
     def pace(self) -> Pace:

@@ -28,6 +28,7 @@ from raymix.train.diagnose import influence, silent, told
 from raymix.train.evaluate import Evaluation, evaluate
 from raymix.train.identity import identity, previous, turning
 from raymix.train.kit import Kit
+from raymix.train.leak import leaks
 from raymix.train.measure import Window, means
 from raymix.train.meter import Meter
 from raymix.train.optim import adamw, moments, recall, set_moments
@@ -237,7 +238,7 @@ class Run:
         self._watch(now=True)
         names, course = self.job.space.names, self.course
         sums, tokens = self.window.sums(self.world), self.window.tokens
-        metrics = found.metrics(names, "eval")
+        metrics = found.metrics(names, "eval") | leaks(self.model, self.kit.leak)
         if tokens.any():
             metrics["train/loss"] = float(sums.sum() / tokens.sum())
             metrics["train/lr"] = self.lr

@@ -249,7 +249,7 @@ _MARKS = ("config.json", "adapter_config.json")
 
 def _tokenizer(path: str, setup: Setup) -> Any:
     path = setup.tokenizer or path
-    tokenizer = _tokenizer_at(path, setup)
+    tokenizer = tokenizer_at(path, setup)
     try:
         if setup.chat_template is not None:
             tokenizer.chat_template = Path(setup.chat_template).read_text("utf-8")
@@ -258,7 +258,12 @@ def _tokenizer(path: str, setup: Setup) -> Any:
     return tokenizer
 
 
-def _tokenizer_at(path: str, setup: Setup) -> Any:
+def tokenizer_at(path: str, setup: Setup) -> Any:
+    """The tokenizer in a folder or on the hub.
+
+    Raises:
+        TrainingError: nothing can be loaded from there.
+    """
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=setup.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -274,8 +279,8 @@ def same_tokenizer(folder: Path, path: str, setup: Setup) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return
     theirs, ours = (
-        _tokenizer_at(str(folder), setup),
-        _tokenizer_at(setup.tokenizer or path, setup),
+        tokenizer_at(str(folder), setup),
+        tokenizer_at(setup.tokenizer or path, setup),
     )
     if theirs.get_vocab() != ours.get_vocab():
         raise TrainingError(

@@ -16,6 +16,7 @@ from raymix.data.store import Table, open_table
 from raymix.train.config import Setup
 from raymix.train.evaluate import HeldOut
 from raymix.train.kit import Kit
+from raymix.train.leak import leak_of
 from raymix.train.loop import Report, Run
 from raymix.train.model import Model
 from raymix.train.pretrained import load
@@ -89,10 +90,16 @@ class Worker:
             if job.model not in self.setup.models:
                 known = ", ".join(self.setup.models)
                 raise TrainingError(f"unknown model '{job.model}'; known: {known}")
+            leak = leak_of(self.setup, self.setup.models[job.model], names)
         model = self._model(job.model, lora)
-        for table in (*train, *held.tables, *(test.tables if test else ())):
+        for table in (
+            *train,
+            *held.tables,
+            *(test.tables if test else ()),
+            *(leak.tables if leak else ()),
+        ):
             _fits(table, model)
-        return Kit(self.setup, model, train, held, test)
+        return Kit(self.setup, model, train, held, test, leak)
 
     def _model(self, name: str, lora: bool) -> Model:
         if (name, lora) not in self._models:
