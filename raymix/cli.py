@@ -68,7 +68,8 @@ def check(config: Config, overrides: Overrides = None) -> None:
         from raymix.experiment.build import asks_influence, plan, prepare, space
         from raymix.experiment.load import load
         from raymix.experiment.needs import check_influence
-        from raymix.experiment.tables import prepared_table
+        from raymix.experiment.preview import orders
+        from raymix.experiment.tables import prepared_table, stages_table
 
         experiment = load(config, overrides or ())
         prepared = prepare(experiment)
@@ -76,6 +77,8 @@ def check(config: Config, overrides: Overrides = None) -> None:
         if asks_influence(experiment):
             check_influence(experiment, prepared)
         console.print(prepared_table(prepared))
+        for words, drawn in orders(experiment, prepared).items():
+            console.print(stages_table(f"{words} on the prior", drawn))
         console.print(Text.assemble(("ok", "green"), ": this experiment can be run"))
 
 
@@ -102,10 +105,13 @@ def plan(config: Config, overrides: Overrides = None) -> None:
         from raymix.experiment.estimate import estimate
         from raymix.experiment.load import load
         from raymix.experiment.needs import needs
-        from raymix.experiment.tables import estimate_table, needs_table
+        from raymix.experiment.preview import orders
+        from raymix.experiment.tables import estimate_table, needs_table, stages_table
 
         experiment = load(config, overrides or ())
         console.print(estimate_table(estimate(experiment)))
+        for words, drawn in orders(experiment, prepare(experiment, weights=False)).items():
+            console.print(stages_table(f"{words} on the prior", drawn))
         if asks_influence(experiment):
             console.print(needs_table(needs(experiment, prepare(experiment, weights=False))))
 
@@ -269,12 +275,15 @@ def train(
         from raymix.experiment.load import load
         from raymix.experiment.run import train as run_training
         from raymix.experiment.tables import trained_table
-        from raymix.experiment.weights import given
+        from raymix.experiment.weights import given, order_of
 
         experiment = load(config, overrides or ())
         chosen = given(weights, mixture, experiment.names)
+        order, params = order_of(mixture)
+        if order is not None:
+            console.print(f"strategy  {order} {params or ''}, from {mixture}", soft_wrap=True)
         try:
-            result = run_training(experiment, chosen, save)
+            result = run_training(experiment, chosen, save, order, params)
         except KeyboardInterrupt:
             saved = experiment.training.save_steps is not None
             how = "goes on from the last checkpoint" if saved else "starts anew"

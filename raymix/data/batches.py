@@ -158,6 +158,37 @@ def samplers(
     return made
 
 
+def joined(stages: Sequence[tuple[Drawn, ...]], units: Sequence[Unit]) -> tuple[Drawn, ...]:
+    """What entered the steps of all stages together, per domain.
+
+    Shares are in the stages' unit, in tokens where they differ.
+    """
+    if len(stages) == 1:
+        return stages[0]
+    unit = units[0] if len(set(units)) == 1 else Unit.TOKENS
+    column = {Unit.EXAMPLES: "rows", Unit.TOKENS: "tokens", Unit.LOSS_TOKENS: "loss_tokens"}[unit]
+    amounts = [[float(getattr(drawn, column)) for drawn in stage] for stage in stages]
+    totals = [sum(stage) for stage in amounts]
+    whole = max(1.0, sum(totals))
+    result = []
+    for d, parts in enumerate(zip(*stages, strict=True)):
+        asked = sum(part.asked * total for part, total in zip(parts, totals, strict=True))
+        result.append(
+            Drawn(
+                domain=parts[0].domain,
+                asked=asked / whole,
+                share=sum(stage[d] for stage in amounts) / whole,
+                rows=sum(part.rows for part in parts),
+                unique_rows=sum(part.unique_rows for part in parts),
+                epochs=sum(part.epochs for part in parts),
+                tokens=sum(part.tokens for part in parts),
+                loss_tokens=sum(part.loss_tokens for part in parts),
+                capped=any(part.capped for part in parts),
+            )
+        )
+    return tuple(result)
+
+
 def _drawn(
     sampler: Sampler, rows: Sequence[int], tokens: Sequence[int], loss: Sequence[int]
 ) -> tuple[Drawn, ...]:

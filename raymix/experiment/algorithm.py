@@ -1,27 +1,30 @@
-"""From a `type` and its fields to a searcher, and to the reweighter inside one."""
+"""From a `type` and its fields to a searcher or a strategy, and to the reweighter inside one."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from raymix import reweight, search
+from raymix import strategy as strategies
 from raymix.core.codec import decode, from_spec, to_spec
 from raymix.core.errors import ConfigError, RaymixError, nearest
-from raymix.core.job import Json, Spec
+from raymix.core.job import Json, Spec, Strategy
 from raymix.core.mixture import Space
 from raymix.core.signals import named
 from raymix.core.trial import Searcher
 from raymix.experiment.config import SearcherSettings
+from raymix.experiment.strategy import StrategySettings
 
 _KEY = "search.searchers"
 
-_ROOMS: Mapping[str, Any] = {"searcher": search, "reweighter": reweight}
-_METHODS = {"searcher": "propose", "reweighter": "update"}
+_ROOMS: Mapping[str, Any] = {"searcher": search, "reweighter": reweight, "strategy": strategies}
+_METHODS = {"searcher": "propose", "reweighter": "update", "strategy": "stages"}
 
 
 def searcher(settings: SearcherSettings) -> Searcher:
@@ -45,6 +48,32 @@ def searcher(settings: SearcherSettings) -> Searcher:
         raise ConfigError(f"{_KEY}: {error}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{_KEY}: '{settings.type}': {error}") from None
+    return made
+
+
+def strategy(settings: StrategySettings, key: str) -> Strategy:
+    """Make the strategy that `settings`, which stand at `key`, describe.
+
+    Raises:
+        ConfigError: no such type, or fields that it does not have or may not have; names the key.
+    """
+    kind = kind_of(settings.type, "strategy", key)
+    _check_fields(kind, settings.type, settings.settings, key)
+    try:
+        plain = json.dumps(settings.settings)
+        made: Strategy = TypeAdapter(kind).validate_json(plain, strict=True)
+    except ValidationError as error:
+        # Of the arms of a union the one that has come furthest.
+        item = max(error.errors(), key=lambda item: len(item["loc"]))
+        path = [str(p) for n, p in enumerate(item["loc"]) if not n or isinstance(p, int)]
+        where = ".".join([key, *path])
+        if item["type"] == "missing":
+            raise ConfigError(f"{key}: '{settings.type}' needs '{'.'.join(path)}'") from None
+        raise ConfigError(f"{where}: {item['msg']}, got {item['input']!r}") from None
+    except RaymixError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: '{settings.type}': {error}") from None
     return made
 
 
@@ -96,41 +125,41 @@ def check_reweighter(spec: Spec, space: Space) -> None:
         raise ConfigError(f"{_KEY}: {error}") from None
 
 
-def kind_of(name: str, what: str) -> Any:
-    """The class that the `type` of a searcher or a reweighter (`what`) means.
+def kind_of(name: str, what: str, key: str = _KEY) -> Any:
+    """The class that the `type` of a searcher, a reweighter or a strategy (`what`) means.
+
+    `key`: where it stands.
 
     Raises:
         ConfigError: there is none.
     """
     if ":" in name:
-        return _imported(name, what)
+        return _imported(name, what, key)
     offered = _offered(what)
     found = offered.get(_plain(name))
     if found is None:
-        other = next(room for room in _ROOMS if room != what)
-        inside = _plain(name) in _offered(other)
-        if inside and what == "searcher":
+        if what == "searcher" and _plain(name) in _offered("reweighter"):
             raise ConfigError(
                 f"{_KEY}: '{name}' is a reweighter: it works inside a training. Write {{type: "
                 f"Proxy, reweighter: {name}}} (learn on a proxy, then train on its mean mixture) "
                 f"or {{type: Online, reweighter: {name}}} (one training)"
             )
         hint = nearest(_plain(name), offered)
-        raise ConfigError(f"{_KEY}: no {what} '{name}'{hint}; known: {', '.join(offered)}")
+        raise ConfigError(f"{key}: no {what} '{name}'{hint}; known: {', '.join(offered)}")
     return found
 
 
-def _imported(name: str, what: str) -> Any:
+def _imported(name: str, what: str, key: str) -> Any:
     """The user's own class."""
     module, _, attribute = name.partition(":")
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the user's own code: whatever is wrong there
         words = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{_KEY}: cannot import '{name}': {words}") from error
+        raise ConfigError(f"{key}: cannot import '{name}': {words}") from error
     method = _METHODS[what]
     if not (dataclasses.is_dataclass(kind) and callable(getattr(kind, method, None))):
-        raise ConfigError(f"{_KEY}: '{name}' is no dataclass with a method {method}")
+        raise ConfigError(f"{key}: '{name}' is no dataclass with a method {method}")
     return kind
 
 
@@ -143,12 +172,12 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _check_fields(kind: Any, name: str, given: Mapping[str, Json]) -> None:
+def _check_fields(kind: Any, name: str, given: Mapping[str, Json], key: str = _KEY) -> None:
     fields = {f.name for f in dataclasses.fields(kind)}
-    for key in given:
-        if key not in fields:
+    for field in given:
+        if field not in fields:
             known = ", ".join(sorted(fields)) or "none"
-            raise ConfigError(f"{_KEY}: '{name}' has no field '{key}'; known: {known}")
+            raise ConfigError(f"{key}: '{name}' has no field '{field}'; known: {known}")
 
 
 def _is_spec(kind: Any, field: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from raymix.core.mixture import Budget, Domain, Mixture, Space
 from raymix.core.trial import Searcher
 from raymix.data.prepare import DataSpec, Prepared, with_prompts
 from raymix.data.prepare import prepare as prepare_data
+from raymix.experiment import algorithm
 from raymix.experiment.algorithm import check_reweighter, kind_of, searcher
 from raymix.experiment.config import TARGET, Experiment, SearcherSettings
+from raymix.experiment.feasible import check_strategies
 from raymix.experiment.model import check_model
+from raymix.experiment.strategy import check_parameters, parameters
 from raymix.search.perturb import Perturb
-from raymix.strategy.multitask import MultiTask
 from raymix.study.plan import Confirm, Method, Plan, seeded
 from raymix.train.config import Setup
 
@@ -88,9 +91,13 @@ def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
     return found
 
 
-def strategy() -> Strategy:
-    """In which order a mixture is trained."""
-    return MultiTask()
+def strategy(experiment: Experiment) -> Strategy:
+    """In which order a mixture is trained, but by searchers that have a strategy of their own.
+
+    Raises:
+        ConfigError: there is none of that name, or its fields do not fit.
+    """
+    return algorithm.strategy(experiment.strategy, "strategy")
 
 
 def plan(experiment: Experiment, within: Space) -> Plan:
@@ -99,16 +106,20 @@ def plan(experiment: Experiment, within: Space) -> Plan:
     Raises:
         ConfigError: what is to be searched, or confirmed, does not fit; there is nothing to mix.
     """
-    settings = experiment.search
+    settings, shared = experiment.search, strategy(experiment)
     methods = tuple(
         method
-        for asked in settings.searchers
-        for method in seeded(_method(asked, experiment, within), asked.seeds or settings.seeds)
+        for place, asked in enumerate(settings.searchers)
+        for method in seeded(
+            _ordered(_method(asked, experiment, within), place, experiment, shared),
+            asked.seeds or settings.seeds,
+        )
     )
     _check_choice(methods, within)
-    return Plan(
+    check_parameters(settings.params, [method.strategy or shared for method in methods])
+    found = Plan(
         space=within,
-        strategy=strategy(),
+        strategy=shared,
         objective=settings.goal(),
         methods=methods,
         baselines={name: Mixture.of(shares) for name, shares in settings.baselines.items()},
@@ -116,6 +127,8 @@ def plan(experiment: Experiment, within: Space) -> Plan:
         seed=experiment.study.seed,
         bill=settings.bill,
     )
+    check_strategies(experiment, found)
+    return found
 
 
 def setup(experiment: Experiment, prepared: Prepared) -> Setup:
@@ -187,6 +200,15 @@ def _method(settings: SearcherSettings, experiment: Experiment, within: Space) -
         )
     name = settings.name or settings.type.rpartition(":")[2].lower()
     return Method(name, made, limit, least=_least(made, within.budget))
+
+
+def _ordered(method: Method, place: int, experiment: Experiment, shared: Strategy) -> Method:
+    """`method`, the searcher at `place`, with its strategy and what of it may be searched."""
+    asked, own = experiment.search.searchers[place].strategy, None
+    if asked is not None:
+        own = algorithm.strategy(asked, f"search.searchers.{place}.strategy")
+    params = parameters(experiment.search.params, own or shared)
+    return replace(method, strategy=own, params=params)
 
 
 def _least(made: Searcher, budget: Budget) -> float:

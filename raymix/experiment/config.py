@@ -27,6 +27,7 @@ from raymix.core.mixture import Mixture, Unit
 from raymix.data.leak import FormatLeak
 from raymix.data.source import DatasetSpec
 from raymix.experiment.explain import explain
+from raymix.experiment.strategy import ParameterSettings, StrategySettings
 from raymix.study.objective import Objective
 from raymix.train.config import InfluenceSettings, Training
 
@@ -119,7 +120,8 @@ class MixtureSettings(BaseModel):
 class SearcherSettings(BaseModel):
     """One search method: `type` is its name in `raymix.search`, or `module:Class` of your own.
 
-    `num_trials`, `seeds` None: those of `search`. `settings` are the searcher's own fields.
+    `num_trials`, `seeds` None: those of `search`; `strategy` None: the experiment's. `settings` are
+    the searcher's own fields.
     """
 
     model_config = _FROZEN
@@ -128,6 +130,7 @@ class SearcherSettings(BaseModel):
     name: str | None = None
     num_trials: int | None = Field(None, ge=0)
     seeds: int | None = Field(None, ge=1)
+    strategy: StrategySettings | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -138,7 +141,7 @@ class SearcherSettings(BaseModel):
             return {"type": values}
         if not isinstance(values, Mapping):
             return values
-        own = {"type", "name", "num_trials", "seeds", "settings"}
+        own = set(cls.model_fields)
         rest = {key: value for key, value in values.items() if key not in own}
         kept = {key: value for key, value in values.items() if key in own}
         own_settings = kept.get("settings", {})
@@ -180,7 +183,7 @@ class SearchSettings(BaseModel):
     `seeds`: each runs as a whole with so many seeds, each by itself. `bill`: training units that
     each seed of each may spend, references, proxies and influence included; a unit is one training
     on the budget. `baselines`: mixtures of your own, by name, beside uniform and proportional
-    (which always run).
+    (which always run). `params`: what numbers of the strategy may be searched beside the mixture.
     """
 
     model_config = _FROZEN
@@ -194,6 +197,7 @@ class SearchSettings(BaseModel):
     constraints: tuple[str, ...] = ()
     early_stopping: EarlyStopping = EarlyStopping()
     confirm: ConfirmSettings = ConfirmSettings()
+    params: dict[str, ParameterSettings] = Field(default_factory=dict)
 
     @field_validator("bill")
     @classmethod
@@ -241,6 +245,7 @@ class Experiment(BaseModel):
     model_name_or_path: str
     datasets: tuple[DatasetSpec, ...]
     mixture: MixtureSettings
+    strategy: StrategySettings = StrategySettings()
     study: StudySettings = StudySettings()
     training: Training = Training()
     search: SearchSettings = SearchSettings()

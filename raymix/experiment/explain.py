@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,13 +43,17 @@ def _line(item: dict[str, Any], path: list[Any], model: type[BaseModel]) -> str:
 def fields_at(model: type[BaseModel], path: list[Any]) -> set[str]:
     """The keys that are known at a path of keys and list places below `model`."""
     current: Any = model
+    named = False
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or named:
+            named = False
             continue
-        found = _blocks(_annotations(current).get(part))
+        annotation = _annotations(current).get(part)
+        found = _blocks(annotation)
         if not found:
             return set()
-        current = found[0]
+        # The keys of a mapping are names of the user's own.
+        current, named = found[0], get_origin(annotation) is dict
     return set(_annotations(current))
 
 

@@ -46,6 +46,16 @@ def check_model(name: str, weights: bool = True, key: str = _KEY) -> None:
     parameters(name, key)
 
 
+def context(model: str) -> int | None:
+    """Positions that a local folder's model has, as its config.json says; None: it does not."""
+    try:
+        described = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        found = described.get("max_position_embeddings", described.get("n_positions"))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
 def parameters(model: str, key: str = _KEY) -> int | None:
     """Parameters in a local folder's safetensors files, read from their headers; None: no files.
 

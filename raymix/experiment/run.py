@@ -11,20 +11,24 @@ from pathlib import Path
 from raymix.cluster.config import Cluster
 from raymix.core.codec import to_spec
 from raymix.core.errors import ConfigError, TrainingError
-from raymix.core.job import Json, Point, Runner, Status, TrainJob, TrainResult
+from raymix.core.job import Json, Point, Runner, Status, Strategy, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.trial import History, Trial
 from raymix.data.prepare import Prepared
 from raymix.experiment.build import asks_influence, identity, plan, prepare, setup, space, strategy
 from raymix.experiment.config import Experiment
+from raymix.experiment.feasible import check_strategy
 from raymix.experiment.load import dump, to_yaml
 from raymix.experiment.needs import check_influence
 from raymix.report.write import write_report
+from raymix.strategy.tuned import tuned
 from raymix.study.plan import Plan
 from raymix.study.record import Record, read
 from raymix.study.study import Listener, Study
 from raymix.track.null import About, Ending, NoTracker, Tracker
 from raymix.train.config import Setup
+
+_NONE: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -156,13 +160,21 @@ def _run(study: Study, experiment: Experiment, prepared: Prepared) -> None:
     tune_study(study, parts, experiment.cluster, experiment.search.early_stopping)
 
 
-def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> TrainResult:
+def train(
+    experiment: Experiment,
+    mixture: Mixture | None,
+    save: str | Path,
+    order: Strategy | None = None,
+    params: Mapping[str, float] = _NONE,
+) -> TrainResult:
     """One training on `mixture` (None: the prior); the model goes to the folder `save`.
 
-    The test split is evaluated at the end, where every domain has one.
+    The test split is evaluated at the end, where every domain has one. `order` None: the
+    experiment's strategy; `params` are the strategy's.
 
     Raises:
-        ConfigError, MixtureError: the mixture cannot be drawn, or `save` is the base model itself.
+        ConfigError, MixtureError: the mixture cannot be drawn, or a stage of it gets no step;
+            `save` is the base model itself.
         TrainingError: the training failed; says why.
     """
     target = Path(save).resolve()
@@ -171,9 +183,10 @@ def train(experiment: Experiment, mixture: Mixture | None, save: str | Path) -> 
     prepared = prepare(experiment)
     within = space(experiment, prepared.domains)
     chosen = (mixture or within.prior).ordered(within.names)
+    own = tuned(order or strategy(experiment), params)
     job = TrainJob(
         trial=0,
-        stages=strategy().stages(chosen, within.budget, {}),
+        stages=check_strategy(experiment, own, within, chosen),
         space=within,
         seed=experiment.study.seed,
         test=True,

@@ -8,12 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from raymix.core.job import TrainResult
+from raymix.core.job import Prompt, Stage, Trainable, TrainResult
 from raymix.data.leak import Prompts
 from raymix.data.prepared import Prepared
 from raymix.experiment.estimate import Estimate
 from raymix.experiment.needs import Needs
-from raymix.experiment.preview import Preview
+from raymix.experiment.preview import Leg, Preview
 
 
 def prepared_table(prepared: Prepared) -> RenderableType:
@@ -73,7 +73,8 @@ def prompts_table(prompts: Prompts) -> RenderableType:
 
 
 def preview_table(preview: Preview) -> RenderableType:
-    """What a mixture realises, by domain."""
+    """What a mixture realises, by domain; stage by stage before it, where there are several."""
+    stages = () if preview.plain else (stages_table("stages", preview), Text())
     table = Table(title=f"{preview.budget}, {preview.steps:,} steps", title_justify="left")
     table.add_column("domain")
     for name in ("asked", "share", "rows", "unique", "epochs", "tokens", "loss tokens"):
@@ -89,7 +90,44 @@ def preview_table(preview: Preview) -> RenderableType:
             f"{drawn.tokens:,}",
             f"{drawn.loss_tokens:,}",
         )
-    return Group(table, *(Text(note, style="yellow") for note in preview.notes))
+    return Group(*stages, table, *(Text(note, style="yellow") for note in preview.notes))
+
+
+def stages_table(title: str, preview: Preview) -> RenderableType:
+    """What each stage trains and draws, by domain, and all of them together."""
+    table = Table(title=title, title_justify="left")
+    for name in ("stage", "trains", "domain"):
+        table.add_column(name)
+    for name in ("steps", "rows", "replayed", "epochs", "tokens"):
+        table.add_column(name, justify="right")
+    for number, leg in enumerate(preview.legs, start=1):
+        _add_stage(table, number, leg)
+    rows, tokens = (sum(getattr(d, what) for d in preview.drawn) for what in ("rows", "tokens"))
+    table.add_row("in all", "", "", f"{preview.steps:,}", f"{rows:,}", "", "", f"{tokens:,}")
+    return table
+
+
+def _add_stage(table: Table, number: int, leg: Leg) -> None:
+    """A row for each domain of a stage; a replayed row is one that was drawn before."""
+    head = (str(number), _trains(leg.stage), f"{leg.steps:,}")
+    for drawn in leg.drawn:
+        if not drawn.rows:
+            continue
+        again = drawn.rows - drawn.unique_rows if drawn.domain in leg.stage.replay else 0
+        cells = (f"{again:,}" if again else "", f"{drawn.epochs:.2f}", f"{drawn.tokens:,}")
+        table.add_row(*head[:2], drawn.domain, head[2], f"{drawn.rows:,}", *cells)
+        head = ("", "", "")
+    table.add_section()
+
+
+def _trains(stage: Stage) -> str:
+    """What a stage moves, in words, and by whom a prompt or adapters are carried."""
+    moved = {Trainable.WEIGHTS: ["model"], Trainable.LORA: ["adapters"], Trainable.NONE: []}
+    parts = moved[stage.trainable] + (["prompt"] if stage.prompt is Prompt.TRAIN else [])
+    words = " and ".join(parts)
+    if stage.prompt is Prompt.FROZEN:
+        words += ", prompt frozen"
+    return words if stage.carriers is None else f"{words} ({', '.join(stage.carriers)})"
 
 
 def estimate_table(estimate: Estimate) -> RenderableType:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from pydantic import ValidationError
+
+from raymix.core.codec import from_spec
 from raymix.core.errors import ConfigError, MixtureError
+from raymix.core.job import Strategy
 from raymix.core.mixture import Mixture
 from raymix.report.best import read_best
 
@@ -38,6 +42,28 @@ def written(weights: str, names: Sequence[str]) -> Mixture | None:
     with _under("--weights"):
         asked = Mixture(tuple(name for name, _ in shares), tuple(share for _, share in shares))
         return asked.ordered(names)
+
+
+def order_of(file: str) -> tuple[Strategy | None, Mapping[str, float]]:
+    """The strategy that the mixture in a file was found with, and its parameters.
+
+    None: there is no file, or it names none.
+
+    Raises:
+        ConfigError: there is no such strategy here, or its fields do not fit.
+    """
+    if not file:
+        return None, {}
+    best = read_best(file)
+    if best.strategy is None:
+        if best.params:
+            raise ConfigError(f"{file}: 'params' are of a strategy, but there is no 'strategy'")
+        return None, {}
+    try:
+        found: Strategy = from_spec(best.strategy)
+    except (ConfigError, ValidationError) as error:
+        raise ConfigError(f"{file}: strategy: {error}") from None
+    return found, best.params
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from raymix.core.codec import decode, encode
+from raymix.core.codec import decode, encode, from_spec
 from raymix.core.errors import ConfigError, MixtureError, nearest
-from raymix.core.job import Drawn
+from raymix.core.job import Drawn, Spec, Stage, Strategy
 from raymix.core.mixture import Budget, Mixture, Unit
 from raymix.core.trial import Trial
-from raymix.report.facts import Facts, evidence, label, repeats, used
+from raymix.report.facts import MULTI_TASK, Facts, evidence, label, repeats, used
 from raymix.report.verdict import verdict
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
@@ -26,6 +26,9 @@ FILE = "best_mixture.yaml"
 _KEYS = (
     "mixture",
     "budget",
+    "strategy",
+    "params",
+    "stages",
     "trial",
     "objective",
     "losses",
@@ -43,7 +46,8 @@ class Best:
     `losses`: means over `seeds` by split and domain, in nats per token. `objective`: what was
     minimised and its mean value on each split. Where methods are compared they are those of the
     best method, over all its runs; the mixture is one run's. `realised`: what its first training
-    drew.
+    drew. `strategy`, `params`: in which order it was trained, None: all at once; `stages`: what
+    that comes to.
     """
 
     mixture: Mixture
@@ -55,6 +59,9 @@ class Best:
     realised: tuple[Drawn, ...] = ()
     verdict: str = ""
     fingerprint: str = ""
+    strategy: Spec | None = None
+    params: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
 
 
 def best_of(known: Facts) -> Best | None:
@@ -82,9 +89,13 @@ def best_of(known: Facts) -> Best | None:
     goal: dict[str, Any] = {"aggregate": known.objective.aggregate, **scores}
     if known.objective.constraints:
         goal["constraints"] = list(known.objective.constraints)
+    mixture, budget = used(shown), shown.proposal.budget or known.space.budget
+    order, params = shown.proposal.strategy or known.strategy, shown.proposal.params
+    # A training all at once goes without saying, unless the study's is another.
+    told = order.path != MULTI_TASK.path or known.strategy.path != MULTI_TASK.path
     return Best(
-        mixture=used(shown),
-        budget=shown.proposal.budget or known.space.budget,
+        mixture=mixture,
+        budget=budget,
         trial=label(trial),
         objective=goal,
         losses=losses,
@@ -92,7 +103,21 @@ def best_of(known: Facts) -> Best | None:
         realised=shown.result.realised if shown.result is not None else (),
         verdict=verdict(repeats(known)).sentence,
         fingerprint=known.fingerprint,
+        strategy=order if told else None,
+        params=dict(params) if told else {},
+        stages=_stages(order, mixture, budget, params) if told else (),
     )
+
+
+def _stages(
+    order: Spec, mixture: Mixture, budget: Budget, params: Mapping[str, float]
+) -> tuple[Stage, ...]:
+    """What the strategy comes to; none where its class is not at hand (a user's own, elsewhere)."""
+    try:
+        strategy: Strategy = from_spec(order)
+        return strategy.stages(mixture, budget, params)
+    except ConfigError:
+        return ()
 
 
 def _size(trial: Trial) -> tuple[Budget | None, tuple[int, ...] | None]:
@@ -106,12 +131,21 @@ def dump_best(best: Best) -> str:
     if best.budget is not None:
         plain["budget"] = {"amount": best.budget.amount, "unit": best.budget.unit.value}
         unit = f"shares of the budget, in {best.budget.unit.value}"
-    for name in ("trial", "objective", "losses", "seeds", "realised", "verdict", "fingerprint"):
+    plain |= {"stages": [_brief(stage) for stage in best.stages]} if best.stages else {}
+    for name in _KEYS:
         value = encode(getattr(best, name))
-        if value:
+        if value and name not in plain:
             plain[name] = value
+    plain = {name: plain[name] for name in _KEYS if name in plain}
     body = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
     return f"# Written by raymix. The weights are {unit}, not of rows on disk.\n{body}"
+
+
+def _brief(stage: Stage) -> dict[str, Any]:
+    """A stage without what is as it is by default."""
+    usual = encode(Stage(stage.mixture, stage.budget))
+    plain = encode(stage)
+    return {k: v for k, v in plain.items() if k in ("mixture", "budget") or v != usual[k]}
 
 
 def write_best(best: Best, path: str | Path) -> Path:
@@ -144,8 +178,8 @@ def read_best(path: str | Path) -> Best:
         raise ConfigError(f"{path}: {error}") from error
     except (TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path}: budget, seeds or realised is not as raymix writes it ({error!r}); only "
-            "'mixture:' is needed"
+            f"{path}: budget, params, seeds or realised is not as raymix writes it ({error!r}); "
+            "only 'mixture:' is needed"
         ) from error
 
 
@@ -162,6 +196,9 @@ def _decoded(plain: Mapping[str, Any]) -> Best:
         losses=plain.get("losses", {}),
         seeds=tuple(int(seed) for seed in plain.get("seeds", ())),
         realised=tuple(decode(Drawn, drawn) for drawn in plain.get("realised", ())),
+        strategy=decode(Spec, plain["strategy"]) if plain.get("strategy") else None,
+        params={str(name): float(value) for name, value in plain.get("params", {}).items()},
+        stages=tuple(decode(Stage, stage) for stage in plain.get("stages", ())),
         verdict=str(plain.get("verdict", "")),
         fingerprint=str(plain.get("fingerprint", "")),
     )

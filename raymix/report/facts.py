@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from raymix.core.codec import decode
+from raymix.core.codec import decode, encode
 from raymix.core.job import Spec
 from raymix.core.mixture import Mixture, Space
 from raymix.core.simplex import Vector
@@ -28,6 +28,7 @@ from raymix.study.plan import METHODS, Confirm
 from raymix.study.record import Record
 
 SPLITS = ("eval", "test")
+MULTI_TASK = Spec("raymix.strategy.multitask:MultiTask")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Facts:
     """One study, ready to be told about.
 
     `members`: group and repeat of its methods, by name. `confirm`: what was trained again. `bill`:
-    units that each method may spend.
+    units that each method may spend. `strategy`: what a proposal without one is trained by.
     """
 
     history: History
@@ -47,7 +48,7 @@ class Facts:
     members: Members
     confirm: Confirm
     bill: float | None
-    strategy: Spec | None = None
+    strategy: Spec = MULTI_TASK
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -131,7 +132,7 @@ def facts(record: Record) -> Facts:
         members=record.members,
         confirm=record.confirm,
         bill=record.bill,
-        strategy=decode(Spec, identity["strategy"]) if "strategy" in identity else None,
+        strategy=decode(Spec, identity.get("strategy", encode(MULTI_TASK))),
     )
 
 

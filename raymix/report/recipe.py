@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raymix.core.errors import ConfigError
-from raymix.core.job import Json
+from raymix.core.job import Json, Prompt, Trainable
 from raymix.core.mixture import Domain, Unit
 from raymix.core.simplex import largest_remainder
 from raymix.data.locate import Disk, Hub, Plan
@@ -121,12 +121,35 @@ class Recipe:
                 f"  {p.domain}: share {share:.4f}, {p.rows} of {total} rows, "
                 f"{p.rows / p.pool:.2f} epochs of {p.pool}"
             )
+        lines += self._order()
         left_out = [d.name for d in self.domains if d.name not in {p.domain for p in portions}]
         if left_out:
             lines.append(f"  without a share, left out: {', '.join(left_out)}")
         lines.append("What it took to keep that meaning here:")
         lines += [f"- {note}" for note in (*notes, *self._warnings(portions))]
         return "".join(f"# {line}\n" for line in lines)
+
+    def _order(self) -> list[str]:
+        """The stages that the mixture was trained in, and that they are lost here."""
+        stages, order = self.best.stages, self.best.strategy
+        if order is None or (len(stages) == 1 and stages[0].prompt is Prompt.OFF):
+            return []
+        numbers = "".join(f", {name} {value:g}" for name, value in self.best.params.items())
+        lines = [
+            f"WARNING: found with the strategy {order.path.rpartition(':')[2]}{numbers}, which",
+            "  trains in stages. What is written here mixes all domains at once: the order is",
+            "  lost, and with it what the strategy was chosen for. The stages were:",
+        ]
+        for number, stage in enumerate(stages, start=1):
+            shares = zip(stage.mixture.names, stage.mixture.weights, strict=True)
+            parts = " ".join(
+                f"{name} {round(share * stage.budget.amount)}" for name, share in shares if share
+            )
+            again = f" ({', '.join(stage.replay)}: the first rows again)" if stage.replay else ""
+            prompt = "" if stage.prompt is Prompt.OFF else f", prompt: {stage.prompt}"
+            trained = "" if stage.trainable is Trainable.WEIGHTS else f", {stage.trainable}"
+            lines.append(f"    {number}. {parts} {stage.budget.unit}{again}{prompt}{trained}")
+        return lines
 
     def _warnings(self, portions: Sequence[Portion]) -> list[str]:
         """What no trainer's configuration can express."""

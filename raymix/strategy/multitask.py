@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raymix.core.errors import ConfigError
 from raymix.core.job import Stage
 from raymix.core.mixture import Budget, Mixture
+from raymix.strategy.tuned import tuned
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,5 @@ class MultiTask:
         self, mixture: Mixture, budget: Budget, params: Mapping[str, float]
     ) -> tuple[Stage, ...]:
         """One stage; raises ConfigError for any parameter, since there is none."""
-        if params:
-            raise ConfigError(f"multi-task training has no parameter '{sorted(params)[0]}'")
+        tuned(self, params)
         return (Stage(mixture, budget),)

@@ -29,7 +29,9 @@ def content(proposal: Proposal) -> str:
 
 
 def _plain(proposal: Proposal, role: Role, note: Json = None) -> Proposal:
-    return replace(proposal, role=role, measure=frozenset(), note=note, keep=False, repeat=0)
+    params = dict(sorted(proposal.params.items()))
+    kept = replace(proposal, role=role, measure=frozenset(), params=params)
+    return replace(kept, note=note, keep=False, repeat=0)
 
 
 def candidates(history: History, settings: Confirm) -> tuple[Trial, ...]:

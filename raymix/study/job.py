@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from raymix.core.codec import from_spec
 from raymix.core.errors import MixtureError, StudyError
 from raymix.core.job import Stage, TrainJob
 from raymix.core.mixture import Budget, Space
@@ -43,20 +44,25 @@ def make_job(plan: Plan, record: Record, trial: Trial) -> TrainJob:
 
 def _stages(plan: Plan, record: Record, trial: Trial, space: Space) -> tuple[Stage, ...]:
     """What the strategy makes of the proposal; in two parts where others branch off, or it does."""
-    proposal = trial.proposal
+    proposal, strategy = trial.proposal, plan.strategy
+    if proposal.strategy is not None:
+        strategy = from_spec(proposal.strategy)
     stages = tuple(
         replace(
             stage,
             pools=proposal.pools or stage.pools,
             reweighter=proposal.reweighter or stage.reweighter,
         )
-        for stage in plan.strategy.stages(proposal.mixture, space.budget, proposal.params)
+        for stage in strategy.stages(proposal.mixture, space.budget, proposal.params)
     )
     trunk = proposal if proposal.branch is None else record.trials[proposal.branch].proposal
     if trunk.turn is None:
         return stages
     if len(stages) > 1:
-        raise StudyError("only trainings of a single stage can have branches (Proposal.turn)")
+        raise StudyError(
+            "only trainings of a single stage can have branches (Proposal.turn), and "
+            f"{type(strategy).__name__} makes {len(stages)}"
+        )
     (stage,) = stages
     early = round(stage.budget.amount * trunk.turn)
     if not 0 < early < stage.budget.amount:

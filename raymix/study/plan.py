@@ -13,7 +13,7 @@ import numpy as np
 from raymix.core.codec import encode, to_spec
 from raymix.core.errors import ConfigError, MixtureError
 from raymix.core.job import Json, Strategy
-from raymix.core.mixture import Mixture, Space
+from raymix.core.mixture import Mixture, Parameter, Space
 from raymix.core.trial import Proposal, Role, Searcher
 from raymix.study.groups import Member
 from raymix.study.objective import Objective
@@ -34,7 +34,8 @@ class Method:
     MEASURE trials do not count, as nothing is trained in them. `group`: of the methods that are one
     searcher, run as a whole with several seeds; "": only itself. `repeat`: which of them it is; it
     is added to the study's seed. `least`: units of a bill that the cheapest of its trainings takes,
-    for counting beforehand.
+    for counting beforehand. `strategy`: in which order its proposals are trained, None: the
+    study's; `params`: what numbers of it the searcher may set.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Method:
     group: str = ""
     repeat: int = 0
     least: float = 1.0
+    strategy: Strategy | None = None
+    params: tuple[Parameter, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a name that the study itself uses, and a number that is no number."""

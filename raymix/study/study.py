@@ -20,6 +20,7 @@ from raymix.study.blind import blind
 from raymix.study.confirm import confirmations, saved_at, winner
 from raymix.study.foresight import compared, sloped
 from raymix.study.job import make_job, space_of
+from raymix.study.order import check_orders, ordered, orders, seen_from
 from raymix.study.plan import BASE, CONFIRM, Method, Plan, baselines, check_allowed, generator
 from raymix.study.record import costs, differences, replay
 from raymix.study.store import Store, versions
@@ -68,7 +69,8 @@ class Study:
 
         `identity` (plain JSON) names what else the results depend on: data, model, training. A
         study is resumed only if it and the plan's seed, objective, space and strategy are equal;
-        methods may be added and `num_trials` grown. Raises StudyError otherwise.
+        methods may be added and `num_trials` grown, but each keeps its own strategy. Raises
+        StudyError otherwise.
         """
         self.plan = plan
         self._listeners = tuple(listeners)
@@ -90,6 +92,7 @@ class Study:
             "config": config,
             "methods": {m.name: m.num_trials for m in self.plan.methods},
             "members": encode(self.plan.members),
+            "orders": {**self._record.header.get("orders", {}), **orders(self.plan)},
             "confirm": encode(self.plan.confirm),
             "bill": self.plan.bill,
             "versions": versions(),
@@ -108,6 +111,8 @@ class Study:
         if old["fingerprint"] != body["fingerprint"]:
             changed = "; ".join(differences(old["identity"], encode(identity)))
             raise StudyError(f"{path} cannot be resumed, the experiment has changed: {changed}")
+        asked = {trial.method for trial in self._record.trials.values()}
+        check_orders(self.plan, old.get("orders", {}), asked)
         self._write("resumed", body)
 
     # ---- what is known ----
@@ -220,9 +225,11 @@ class Study:
             return Idle.DONE
         # By its own count: other methods, and how fast they are, do not change what it draws.
         rng = generator(plan.seed, method.name, len(seen.own))
-        answer = method.searcher.propose(plan.space, blind(seen), rng)
+        within = dataclasses.replace(plan.space, params=method.params)
+        answer = method.searcher.propose(within, blind(seen_from(seen, plan, method)), rng)
         if isinstance(answer, Idle):
             return answer
+        answer = ordered(answer, plan, method)
         space = space_of(plan.space, answer)
         mixture = check_allowed(space, answer.mixture, f"method '{method.name}'")
         if not affordable(answer, seen, plan.space.budget, plan.bill):

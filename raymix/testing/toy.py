@@ -22,6 +22,7 @@ from raymix.core.job import (
     Point,
     Report,
     Spent,
+    Stage,
     Status,
     TrainJob,
     TrainResult,
@@ -37,8 +38,10 @@ class Toy:
     `t[i][j]` says how much training on domain j lowers the loss of domain i. The base model has
     the loss c + k. `noise` is the standard deviation of one domain's loss over seeds, `shared` the
     part of its variance that trainings with equal seeds have in common. `steps` points are
-    reported per training. `full`: the budget at which p is the mixture's shares; twice the budget
-    then counts as twice the shares. None: only shares matter, whatever the budget.
+    reported per training, and one at the end of each stage: the order of stages shows in the curve,
+    but what comes of them in the end is what their domains come to together. `full`: the budget at
+    which p is the mixture's shares; twice the budget then counts as twice the shares. None: only
+    shares matter, whatever the budget.
     """
 
     names: tuple[str, ...] = ("math", "code", "chat")
@@ -129,14 +132,17 @@ class Toy:
         found = self._diagnostics(job, full, total)
         full *= self._scale(total)
         if not job.stages:
-            return TrainResult(Status.DONE, self._metrics(job, full, 1.0), diagnostics=found)
+            return TrainResult(Status.DONE, self._metrics(job, full, full, 1.0), diagnostics=found)
         curve = []
         status = Status.DONE
-        for step in range(1, self.steps + 1):
-            progress = step / self.steps
-            point = Point(step, progress, self._metrics(job, full, progress))
+        ends = [sum(s.budget.amount for s in stages[: n + 1]) / total for n in range(len(stages))]
+        marks = sorted({*(step / self.steps for step in range(1, self.steps + 1)), *ends})
+        for step, progress in enumerate(marks, start=1):
+            so_far = self._spent(stages, full, progress)
+            metrics = self._metrics(job, full, so_far, progress)
+            point = Point(step, progress, metrics, sum(progress > end for end in ends))
             curve.append(point)
-            if not report(job.trial, point) and step < self.steps:
+            if not report(job.trial, point) and progress < 1.0:
                 status = Status.STOPPED
                 break
         done = curve[-1]
@@ -152,6 +158,18 @@ class Toy:
             spent=Spent(done.step, rows, 10 * rows, 5 * rows, seconds=0.001 * rows),
         )
 
+    def _spent(self, stages: Sequence[Stage], full: Vector, progress: float) -> Vector:
+        """What of the exposure `full` [K] has been at a share of the budget, stage by stage."""
+        if len(stages) == 1 or progress == 1.0:
+            return full * progress
+        total = sum(stage.budget.amount for stage in stages)
+        left, found = progress * total, np.zeros(len(self.names))
+        for stage in stages:
+            amount = min(left, stage.budget.amount)
+            found += stage.mixture.ordered(self.names).array() * amount / total
+            left -= amount
+        return found * self._scale(total)
+
     def _diagnostics(self, job: TrainJob, weights: Vector, total: int) -> dict[str, Json]:
         if Diagnostic.INFLUENCE not in job.measure:
             return {}
@@ -166,8 +184,10 @@ class Toy:
             found.append(Drawn(name, share, share, n, min(n, size), epochs, 10 * n, 5 * n))
         return tuple(found)
 
-    def _metrics(self, job: TrainJob, exposure: Vector, progress: float) -> dict[str, float]:
-        clean = self._after(exposure * progress)
+    def _metrics(
+        self, job: TrainJob, exposure: Vector, done: Vector, progress: float
+    ) -> dict[str, float]:
+        clean = self._after(done)
         values = clean + (self._noise(job.seed, exposure) if exposure.any() else 0.0)
         found = {f"eval/{n}/loss": float(v) for n, v in zip(self.names, values, strict=True)}
         if job.test and progress == 1.0:

@@ -20,10 +20,10 @@ from raymix.core.errors import TrainingError
 from raymix.core.job import Diagnostic, Json, Point, Status, TrainJob, TrainResult
 from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
-from raymix.data.batches import Batches, Item, samplers
+from raymix.data.batches import Batches, Item, joined, samplers
 from raymix.data.stream import earlier
 from raymix.train import checkpoint
-from raymix.train.course import Course, expected_steps, joined
+from raymix.train.course import Course, expected_steps
 from raymix.train.diagnose import influence, silent, told
 from raymix.train.evaluate import Evaluation, evaluate
 from raymix.train.identity import identity, previous, turning
