@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raymix.core.errors import MixtureError
 from raymix.core.simplex import Vector, project
@@ -133,7 +134,9 @@ class Parameter:
     """A number of the strategy's (DMT's k) that a searcher may set beside the mixture.
 
     Either one of `values`, or between `low` and `high`, evenly by its logarithm with `log`.
-    `default` is what it is where a searcher says nothing.
+    `default` is what it is where a searcher says nothing. Optuna, Dirichlet, Grid and Swept set
+    parameters; every other searcher (fixed mixtures, IDEAL, MosSearch, Doubled, Proxy, Online)
+    leaves them as the strategy has them.
     """
 
     name: str
@@ -156,6 +159,24 @@ class Parameter:
             raise MixtureError(f"parameter '{self.name}' is log: low must be > 0, got {self.low}")
         if len(set(self.values)) != len(self.values):
             raise MixtureError(f"parameter '{self.name}' has a value twice: {self.values}")
+
+    def at(self, part: float) -> float:
+        """The number at `part` (0 to 1) of the range, or of the list of values."""
+        if self.values:
+            return self.values[min(int(part * len(self.values)), len(self.values) - 1)]
+        if self.log:
+            found = self.low * math.pow(self.high / self.low, part)
+        else:
+            found = self.low * (1 - part) + self.high * part
+        return min(max(found, self.low), self.high)
+
+    def points(self, count: int) -> tuple[float, ...]:
+        """All `values`; of a range `count` (at least 2) points from end to end."""
+        return self.values or tuple(self.at(i / (count - 1)) for i in range(count))
+
+    def allows(self, number: float) -> bool:
+        """Whether a searcher may say `number`."""
+        return number in self.values if self.values else self.low <= number <= self.high
 
 
 @dataclass(frozen=True)
@@ -224,15 +245,47 @@ class Space:
             np.asarray(self.upper, dtype=np.float64), self.room() / self.budget.amount
         )
 
+    def free(self) -> NDArray[np.bool_]:
+        """Which domains [K] may be trained on at all."""
+        return self.ceiling() > 0
+
     def project(self, weights: Sequence[float] | Vector) -> Mixture:
         """The nearest allowed mixture to `weights` [K] (Euclidean)."""
         nearest = project(np.asarray(weights, dtype=np.float64), self.lower, self.ceiling())
         return Mixture.normalised(self.names, nearest)
 
     def uniform(self) -> Mixture:
-        """Equal shares."""
-        return Mixture.normalised(self.names, np.ones(len(self.domains)))
+        """Equal shares; nothing for domains with an upper bound of 0."""
+        return shared_out(self.names, np.ones(len(self.domains)), self.upper)
 
     def proportional(self) -> Mixture:
-        """Shares by the domains' sizes in the budget's unit."""
-        return Mixture.normalised(self.names, [d.size(self.budget.unit) for d in self.domains])
+        """Shares by the domains' sizes in the budget's unit; nothing where the upper bound is 0."""
+        sizes = [d.size(self.budget.unit) for d in self.domains]
+        return shared_out(self.names, sizes, self.upper)
+
+    def settings(self, params: Mapping[str, float]) -> dict[str, float]:
+        """Every parameter's number: as `params` has it, else its default."""
+        return {each.name: params.get(each.name, each.default) for each in self.params}
+
+
+def shared_out(
+    names: Sequence[str], sizes: Sequence[float] | Vector, upper: Sequence[float]
+) -> Mixture:
+    """Shares in proportion to `sizes` [K]; a domain whose upper bound is 0 gets none.
+
+    Such a domain is only evaluated (a guarded general set, the target of a reweighter): what it
+    would have is the others', in proportion. Nothing else of the bounds is heeded.
+    """
+    may = np.asarray(upper, dtype=np.float64) > 0
+    # Where none may be trained on there is no mixture, and `Space` says so in better words.
+    return Mixture.normalised(names, np.where(may, sizes, 0.0) if may.any() else np.asarray(sizes))
+
+
+def in_words(params: Mapping[str, float]) -> str:
+    """Short form for tables, after the mixture's: `k .0039`; empty without parameters."""
+    return " ".join(f"{name} {_short(number)}" for name, number in params.items())
+
+
+def _short(number: float) -> str:
+    text = f"{number:.2g}"
+    return text[1:] if text.startswith("0.") else text.replace("-0.", "-.")

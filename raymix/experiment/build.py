@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from raymix import search
 from raymix.core.errors import ConfigError, nearest
 from raymix.core.job import Json, Strategy
-from raymix.core.mixture import Budget, Domain, Mixture, Space
+from raymix.core.mixture import Budget, Domain, Mixture, Space, shared_out
 from raymix.core.trial import Searcher
 from raymix.data.prepare import DataSpec, Prepared, with_prompts
 from raymix.data.prepare import prepare as prepare_data
@@ -63,13 +61,14 @@ def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
     """
     settings, names = experiment.mixture, [d.name for d in domains]
     budget = Budget(settings.budget, settings.unit)
+    bounds = [settings.bounds.get(name, (0.0, 1.0)) for name in names]
+    upper = tuple(high for _, high in bounds)
     if settings.prior == "uniform":
-        prior = Mixture.normalised(names, np.ones(len(names)))
+        prior = shared_out(names, [1.0] * len(names), upper)
     elif settings.prior == "proportional":
-        prior = Mixture.normalised(names, [d.size(budget.unit) for d in domains])
+        prior = shared_out(names, [d.size(budget.unit) for d in domains], upper)
     else:
         prior = Mixture.of(settings.prior).ordered(names)
-    bounds = [settings.bounds.get(name, (0.0, 1.0)) for name in names]
     caps = settings.max_epochs
     if not isinstance(caps, dict):
         caps = dict.fromkeys(names, float("inf") if caps is None else caps)
@@ -78,7 +77,7 @@ def space(experiment: Experiment, domains: tuple[Domain, ...]) -> Space:
         budget=budget,
         prior=prior,
         lower=tuple(low for low, _ in bounds),
-        upper=tuple(high for _, high in bounds),
+        upper=upper,
         max_epochs=tuple(caps.get(name, float("inf")) for name in names),
         replacement=settings.replacement,
     )
@@ -208,6 +207,11 @@ def _ordered(method: Method, place: int, experiment: Experiment, shared: Strateg
     if asked is not None:
         own = algorithm.strategy(asked, f"search.searchers.{place}.strategy")
     params = parameters(experiment.search.params, own or shared)
+    if isinstance(method.searcher, search.Swept) and not params:
+        raise ConfigError(
+            f"search.searchers.{place}: '{method.name}' has no parameter to sweep; name one of its "
+            "strategy in search.params"
+        )
     return replace(method, strategy=own, params=params)
 
 

@@ -28,7 +28,7 @@ from raymix.data.leak import FormatLeak
 from raymix.data.source import DatasetSpec
 from raymix.experiment.explain import explain
 from raymix.experiment.strategy import ParameterSettings, StrategySettings
-from raymix.study.objective import Objective
+from raymix.study.objective import KEEP_PENALTY, Objective
 from raymix.train.config import InfluenceSettings, Training
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -175,6 +175,8 @@ class ObjectiveSettings(BaseModel):
     aggregate: Literal["mean", "worst", "weighted"] = "mean"
     weights: dict[str, float] = Field(default_factory=dict)
     kl_to_prior: float = Field(0.0, ge=0)
+    keep: dict[str, float | str] = Field(default_factory=dict)
+    keep_penalty: float = Field(KEEP_PENALTY, ge=0)
 
 
 class SearchSettings(BaseModel):
@@ -217,6 +219,8 @@ class SearchSettings(BaseModel):
             weights=self.objective.weights,
             constraints=self.constraints,
             kl_to_prior=self.objective.kl_to_prior,
+            keep=self.objective.keep,
+            keep_penalty=self.objective.keep_penalty,
         )
 
 

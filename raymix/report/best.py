@@ -89,6 +89,8 @@ def best_of(known: Facts) -> Best | None:
     goal: dict[str, Any] = {"aggregate": known.objective.aggregate, **scores}
     if known.objective.constraints:
         goal["constraints"] = list(known.objective.constraints)
+    if known.objective.keep:
+        goal["keep"] = dict(known.objective.keep)
     mixture, budget = used(shown), shown.proposal.budget or known.space.budget
     order, params = shown.proposal.strategy or known.strategy, shown.proposal.params
     # A training all at once goes without saying, unless the study's is another.

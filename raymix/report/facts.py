@@ -12,6 +12,7 @@ from raymix.core.job import Spec
 from raymix.core.mixture import Mixture, Space
 from raymix.core.simplex import Vector
 from raymix.core.trial import History, Role, Trial
+from raymix.report.guards import Standing, standings
 from raymix.study.bill import Bill, bills
 from raymix.study.confirm import (
     by_group,
@@ -73,10 +74,11 @@ class Facts:
     def score(self, metrics: Mapping[str, float], split: str, mixture: Mixture) -> float:
         """The objective's aggregate of a split's losses, in nats per token; NaN without it.
 
-        Without the pull to the prior: that is a preference, and a verdict is about losses.
+        Without the pull to the prior and the penalty of kept domains: these are preferences, and a
+        verdict is about losses.
         """
         losses = {f"eval/{name}/loss": x for name, x in domain_losses(metrics, split).items()}
-        plain = replace(self.objective, kl_to_prior=0.0, constraints=())
+        plain = replace(self.objective, kl_to_prior=0.0, constraints=(), keep_penalty=0.0)
         return plain.score(losses, self.base, mixture, self.space.prior)[0]
 
 
@@ -104,7 +106,8 @@ class Repeats:
 
     `baselines` maps "uniform" and "proportional" (and the user's) to their row. Where methods are
     compared, a row is a group, and a column another run of it. `missing` says what has no row or
-    not all of one; `aside` why a row did not compete for the best.
+    not all of one; `guards` how the winner stands to them; `aside` why a row did not compete for
+    the best.
     """
 
     split: str
@@ -116,6 +119,7 @@ class Repeats:
     """Row of the winner, which was chosen without looking at test."""
     missing: tuple[str, ...] = ()
     aside: Mapping[int, str] = field(default_factory=dict)
+    guards: tuple[Standing, ...] = ()
 
 
 def facts(record: Record) -> Facts:
@@ -266,6 +270,7 @@ def repeats(known: Facts) -> Repeats | None:
         best=best,
         missing=missing(known),
         aside=aside(table),
+        guards=standings(known.objective, known.base, table[best].trials),
     )
 
 

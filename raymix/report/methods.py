@@ -284,8 +284,7 @@ def _proportional(known: Facts) -> str:
 
 def _counting(known: Facts, values: Mapping[str, float]) -> dict[str, float]:
     """The values of the domains that count in the objective."""
-    weights = known.objective.weights
-    return {name: value for name, value in values.items() if weights.get(name, 1.0) > 0}
+    return {name: value for name, value in values.items() if known.objective.weight(name) > 0}
 
 
 def _reach(parts: Sequence[float]) -> str:

@@ -12,9 +12,11 @@ from rich.text import Text
 
 from raymix.core.influence import PROGRESS
 from raymix.core.job import Status
+from raymix.core.mixture import in_words
 from raymix.core.trial import Role, Trial
 from raymix.report.facts import Facts, evidence, facts, label, repeats
 from raymix.report.facts import rows as confirmed_rows
+from raymix.report.guards import standings
 from raymix.report.influence import influence_tables
 from raymix.report.layout import rounded, table_of
 from raymix.report.leak import leak_tables
@@ -46,6 +48,7 @@ def report(record: Record, rows: int = _ROWS) -> Group:
         parts.append(comparisons(said))
     if known.winner is not None:
         parts.append(winner_by_domain(known, known.winner))
+        parts += [guard_table(known, known.winner)] if known.objective.guards else []
     parts += stage_tables(known)
     parts += influence_tables(known, record)
     parts += leak_tables(known, record)
@@ -80,7 +83,10 @@ def status_table(record: Record) -> Group:
     best = known.winner
     if best is not None:
         parts.append(
-            Text(f"best so far: {label(best)}, score {rounded(best.score)}: {best.mixture}")
+            Text(
+                f"best so far: {label(best)}, score {rounded(best.score)}: {best.mixture}"
+                f"{_params([best])}"
+            )
         )
     return Group(*parts)
 
@@ -94,14 +100,16 @@ def headline(known: Facts) -> Text:
     goal = known.objective
     text += f"; objective: {goal.aggregate} eval loss (nats per token, lower is better)"
     text += f" + {goal.kl_to_prior:g} KL to prior" if goal.kl_to_prior else ""
-    text += "".join(f"; {guard}" for guard in goal.constraints)
+    text += f" + {goal.keep_penalty:g} for each nat beyond a margin" if goal.keep else ""
+    text += "".join(f"; {guard}" for guard in goal.guards)
     return Text(text + f"; data and settings {known.fingerprint}")
 
 
 def ranking(known: Facts, rows: int = _ROWS) -> Table:
     """The best trials of the search, one seed each, and the model before training."""
     title = "Ranking of the search (one seed, eval)"
-    plain = known.objective.aggregate == "mean" and not known.objective.kl_to_prior
+    goal = known.objective
+    plain = goal.aggregate == "mean" and not (goal.kl_to_prior or goal.keep)
     score = () if plain else ("score",)
     left = ("#", "trial", _share_header(known))
     table = table_of(title, left, (*score, "mean", "worst", "imbal", "regr"))
@@ -218,6 +226,28 @@ def winner_by_domain(known: Facts, best: Trial) -> Table:
     return table
 
 
+def guard_table(known: Facts, best: Trial) -> Table:
+    """Whether each guard holds, of the winner or of all that was confirmed."""
+    table = table_of(
+        "Guards: how far below its bound each metric ended (eval; nats per token)",
+        ("trial", "guard"),
+        ("eval", "over seeds", "test"),
+        "mean over the trainings that count; test has the bound of the base model's test loss",
+    )
+    rows = [(row.name, row.trials, row.best) for row in confirmed_rows(known)]
+    for name, trials, first in rows or [(label(best), (best,), True)]:
+        for each in standings(known.objective, known.base, trials):
+            table.add_row(
+                name,
+                each.name,
+                each.words,
+                each.seeds,
+                each.test_words,
+                style="" if each.holds and not first else "bold green" if each.holds else "red",
+            )
+    return table
+
+
 def spending(known: Facts) -> Table:
     """What each method has spent, unranked trainings and confirmations included."""
     limited = known.bill is not None
@@ -266,10 +296,20 @@ def _shares(known: Facts, *trials: Trial) -> Text:
     if len(shares) > _MOST_COLUMNS:
         largest = sorted(shares.items(), key=lambda item: -item[1])
         shown = " ".join(f"{name} {share:.2f}" for name, share in largest[:_SHOWN])
-        return Text(f"{shown} and {len(largest) - _SHOWN} more", style="cyan")
+        rest = f"{shown} and {len(largest) - _SHOWN} more{_params(trials)}"
+        return Text(rest, style="cyan")
     widths = [max(3, len(name)) for name in _abbreviations(known.domains)]
     cells = (f"{share:.2f}".removeprefix("0") for share in shares.values())
-    return Text(" ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)), style="cyan")
+    line = " ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+    return Text(line + _params(trials), style="cyan")
+
+
+def _params(trials: Sequence[Trial]) -> str:
+    """What was set of the strategy, means over the trials; after the shares."""
+    told = [trial.proposal.params for trial in trials]
+    names = dict.fromkeys(name for params in told for name in params)
+    means = {n: float(np.mean([params[n] for params in told if n in params])) for n in names}
+    return f" {in_words(means)}" if means else ""
 
 
 def _summary(trial: Trial) -> list[str]:

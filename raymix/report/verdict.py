@@ -19,6 +19,7 @@ import numpy as np
 
 from raymix.core.simplex import Vector
 from raymix.report.facts import Repeats
+from raymix.report.guards import told
 
 LEVEL = 0.05
 """Probability, over all comparisons together, of calling pure noise a difference."""
@@ -127,7 +128,8 @@ def verdict(table: Repeats | None) -> Verdict:
     if table is None:
         return _silent("eval", "Cannot tell: no mixture was confirmed with fresh seeds.")
     found = _compared(table)
-    return replace(found, sentence=found.sentence + _missing(table))
+    guards = told(table.guards, table.names[table.best])
+    return replace(found, sentence=found.sentence + guards + _missing(table))
 
 
 def _missing(table: Repeats) -> str:

@@ -12,6 +12,7 @@ from raymix.search.mos import MosSearch
 from raymix.search.online import Online
 from raymix.search.optuna import Optuna
 from raymix.search.proxy import Proxy
+from raymix.search.swept import Swept
 
 __all__ = [
     "Dirichlet",
@@ -23,4 +24,5 @@ __all__ = [
     "Online",
     "Optuna",
     "Proxy",
+    "Swept",
 ]

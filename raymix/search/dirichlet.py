@@ -11,7 +11,7 @@ from raymix.core.errors import SearchError
 from raymix.core.mixture import Space
 from raymix.core.simplex import Vector
 from raymix.core.trial import History, Idle, Proposal
-from raymix.search.seen import key, trained
+from raymix.search.seen import new, trained
 
 _DRAWS = 1000
 _TRIES = 50
@@ -25,7 +25,9 @@ class Dirichlet:
     `centre`: "uniform", "proportional" or "prior" (the experiment's). `strength` 1 around uniform
     is the uniform distribution over all mixtures; larger values stay nearer to the centre, smaller
     ones go to the corners. Draws outside bounds and epoch caps are thrown away; where nearly all
-    are (tight caps), the nearest allowed mixture to a draw is taken instead.
+    are (tight caps), the nearest allowed mixture to a draw is taken instead. Domains that may have
+    nothing are not among the K. Parameters of the strategy are drawn evenly over their values or
+    range (its logarithm with `log`), whatever the mixture.
     """
 
     centre: Literal["uniform", "proportional", "prior"] = "uniform"
@@ -41,21 +43,27 @@ class Dirichlet:
             raise SearchError(f"Dirichlet.strength must be positive, got {self.strength}")
 
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
-        """A draw that nothing in the history has trained on; DONE where only one mixture exists."""
-        draws = rng.dirichlet(self._alpha(space), _DRAWS)
+        """A draw that nothing in the history has trained on; DONE where none of many is new."""
+        free = space.free()
+        draws = np.zeros((_DRAWS, len(space.names)))
+        draws[:, free] = rng.dirichlet(self._alpha(space)[free], _DRAWS)
+        parts = rng.random((_TRIES, len(space.params)))
         low, high = np.asarray(space.lower), space.ceiling()
         allowed = np.all((draws >= low - _TOLERANCE) & (draws <= high + _TOLERANCE), axis=1)
-        asked = trained(space.names, history)
+        asked = trained(space, history)
         # Allowed draws first, each group in its order: the first new one is taken.
-        for draw in np.concatenate([draws[allowed], draws[~allowed]])[:_TRIES]:
-            mixture = space.project(draw)
-            if key(mixture) not in asked:
-                return Proposal(mixture)
+        ordered = np.concatenate([draws[allowed], draws[~allowed]])
+        for draw, part in zip(ordered, parts.tolist(), strict=False):
+            pairs = zip(space.params, part, strict=True)
+            params = {each.name: each.at(place) for each, place in pairs}
+            proposal = Proposal(space.project(draw), params=params)
+            if new(space, proposal, asked):
+                return proposal
         return Idle.DONE
 
     def _alpha(self, space: Space) -> Vector:
         """Concentrations [K]; a share of 0 in the centre stays as good as 0."""
-        size = len(space.names)
+        size = int(space.free().sum())
         centres = {
             "uniform": space.uniform(),
             "proportional": space.proportional(),

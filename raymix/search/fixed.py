@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from raymix.core.errors import SearchError
 from raymix.core.mixture import Mixture, Space
 from raymix.core.trial import History, Idle, Proposal
-from raymix.search.seen import key, trained
+from raymix.search.seen import new, trained
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,19 @@ class Proportional:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Proposes the given mixtures in their order, then is done. Domains left out get 0."""
+    """Proposes the given mixtures in their order, then is done. Domains left out get 0.
 
-    mixtures: tuple[Mixture, ...]
+    A mixture may be given as shares by domain, as YAML has it.
+    """
+
+    mixtures: tuple[Mixture | Mapping[str, float], ...]
 
     def __post_init__(self) -> None:
-        """Refuse an empty list."""
+        """Refuse an empty list, and shares that are no mixture."""
         if not self.mixtures:
             raise SearchError("Fixed.mixtures is empty: give at least one mixture")
+        for mixture in self.mixtures:
+            _mixture(mixture)
 
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
         """The first mixture that this method has not asked for.
@@ -47,9 +53,13 @@ class Fixed:
         A mixture outside the bounds is proposed as it is: the study refuses it by name rather than
         train on something else than what the user wrote.
         """
-        asked = trained(space.names, history.own)
+        asked = trained(space, history.own)
         for mixture in self.mixtures:
-            ordered = mixture.ordered(space.names)
-            if key(ordered) not in asked:
-                return Proposal(ordered)
+            proposal = Proposal(_mixture(mixture).ordered(space.names))
+            if new(space, proposal, asked):
+                return proposal
         return Idle.DONE
+
+
+def _mixture(given: Mixture | Mapping[str, float]) -> Mixture:
+    return given if isinstance(given, Mixture) else Mixture.of(given)

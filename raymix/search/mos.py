@@ -18,7 +18,7 @@ from raymix.core.mixture import Space
 from raymix.core.policy import prior_logits, sampled_gradient
 from raymix.core.simplex import Vector, log_softmax
 from raymix.core.trial import History, Idle, Proposal, Trial
-from raymix.search.seen import PROPORTIONAL, key, proportional, trained
+from raymix.search.seen import PROPORTIONAL, new, proportional, trained
 
 _TRIES = 50
 _DOUBLINGS = 4
@@ -74,13 +74,13 @@ class MosSearch:
         if told and baseline is not None and baseline.pending:
             return Idle.WAIT
         logits = self.policy(space, history)
-        policy, known = np.exp(logits), trained(space.names, history)
+        policy, known = np.exp(logits), trained(space, history)
         for draws in (self.draws * 2**i for i in range(_DOUBLINGS)):
             tries = rng.multinomial(draws, policy / policy.sum(), size=_TRIES).tolist()
             # A policy that is nearly sure draws the same again and again.
             for counts in dict.fromkeys(map(tuple, tries)):
                 mixture = space.project(np.array(counts) / draws)
-                if key(mixture) not in known:
+                if new(space, Proposal(mixture), known):
                     drawn = dict(zip(space.names, counts, strict=True))
                     asked = dict(zip(space.names, policy.tolist(), strict=True))
                     note: dict[str, Json] = {"kind": "policy", "counts": drawn, "policy": asked}
@@ -92,7 +92,7 @@ class MosSearch:
 
     def policy(self, space: Space, history: History) -> Vector:
         """Log shares [K] after all finished trials; -inf for domains that cannot be trained on."""
-        free = space.ceiling() > 0
+        free = space.free()
         sizes = np.array([d.size(space.budget.unit) for d in space.domains], dtype=np.float64)
         logits = prior_logits(np.maximum(sizes[free], 1.0), self.tau)
         told = [trial for trial in history.own if trial.finished]

@@ -5,7 +5,7 @@ The searcher keeps nothing: before each ask the history is replayed into an Optu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,11 +14,11 @@ import numpy as np
 
 from raymix.core.errors import SearchError
 from raymix.core.job import Status
-from raymix.core.mixture import Mixture, Space
+from raymix.core.mixture import Mixture, Parameter, Space
 from raymix.core.simplex import Vector, cube_to_simplex, simplex_to_cube
-from raymix.core.trial import RANKED, History, Idle, Proposal, Trial
+from raymix.core.trial import History, Idle, Proposal, Trial
 from raymix.search.dirichlet import Dirichlet
-from raymix.search.seen import key, trained
+from raymix.search.seen import comparable, new, trained
 
 _TRIES = 3
 _STEPS = 1000
@@ -30,7 +30,10 @@ class Optuna:
     """Bayesian search by Optuna over the unit cube [K-1], mapped to the simplex [K].
 
     A uniform cube is a uniform simplex (`core.simplex.cube_to_simplex`), so no domain is favoured
-    by its place in the list. The first `startup` results come from uniform draws (baselines count).
+    by its place in the list; domains that may have nothing are not among the K. A parameter of the
+    strategy is one more dimension: a range (by its logarithm with `log`), or the place in the
+    sorted list of its values. The first `startup` results come from uniform draws (baselines
+    count).
     `sampler` "tpe": multivariate, pending trials as bad ones (constant liar), guards before scores,
     stopped trials behind whole ones. "gp": Gaussian process, which loads torch; better with few
     trials, slower per ask.
@@ -49,24 +52,22 @@ class Optuna:
     def propose(self, space: Space, history: History, rng: np.random.Generator) -> Proposal | Idle:
         """The sampler's mixture (the nearest allowed one to it) that was not trained on yet."""
         uniform = Dirichlet("uniform", 1.0)
-        told = sum(t.role in RANKED for t in history.finished)
-        if told < self.startup or _free(space) <= 0 or len(space.names) < 2:
+        within = [t for t in comparable(history) if _inside(space, t)]
+        told = sum(t.finished for t in within)
+        if told < self.startup or not (_axes(space) or space.params):
             return uniform.propose(space, history, rng)
         seed = int(rng.integers(2**31))
-        known = trained(space.names, history)
+        known = trained(space, history)
         with _quietly() as optuna:
-            distributions = {
-                name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in _axes(space)
-            }
+            distributions = _distributions(optuna, space)
             study = optuna.create_study(sampler=self._sampler(optuna, seed))
-            for trial in history:
-                if trial.role in RANKED:
-                    study.add_trial(self._replayed(optuna, space, trial, distributions, history))
+            guarded = any(t.violation > 0 for t in history.finished)
+            for trial in within:
+                study.add_trial(self._replayed(optuna, space, trial, distributions, guarded))
             for _ in range(_TRIES):
-                asked = study.ask(distributions)
-                mixture = _mixture(space, [asked.params[name] for name in _axes(space)])
-                if key(mixture) not in known:
-                    return Proposal(mixture)
+                found = _proposal(space, study.ask(distributions).params)
+                if new(space, found, known):
+                    return found
         return uniform.propose(space, history, rng)
 
     def _sampler(self, optuna: Any, seed: int) -> Any:
@@ -78,18 +79,17 @@ class Optuna:
         )
 
     def _replayed(
-        self, optuna: Any, space: Space, trial: Trial, distributions: Any, history: History
+        self, optuna: Any, space: Space, trial: Trial, distributions: Any, guarded: bool
     ) -> Any:
         """One trial of the history as Optuna's."""
         states = optuna.trial.TrialState
-        cube = _cube(space, trial.mixture)
-        params = dict(zip(_axes(space), map(float, cube), strict=True))
+        params = _point(space, trial)
         common = {"params": params, "distributions": distributions}
         if trial.result is None:
             return optuna.trial.create_trial(state=states.RUNNING, **common)
         if not trial.finished or not np.isfinite(trial.violation):
             return optuna.trial.create_trial(state=states.FAIL, **common)
-        if any(t.violation > 0 for t in history.finished):
+        if guarded:
             common["constraints"] = {"guards": trial.violation}
         if trial.result.status is Status.STOPPED and self.sampler == "tpe":
             # The value of a stopped trial is not that of a whole one; TPE knows how to rank it.
@@ -102,34 +102,84 @@ class Optuna:
 
 
 def _axes(space: Space) -> tuple[str, ...]:
-    return tuple(f"u{i}" for i in range(1, len(space.names)))
+    """Dimensions of the mixture; none where bounds leave no choice."""
+    size = int(space.free().sum()) if _left(space) > 0 else 1
+    return tuple(f"u{i}" for i in range(1, size))
 
 
-def _free(space: Space) -> float:
+def _left(space: Space) -> float:
     """The part of the budget that lower bounds leave to be shared out."""
     return 1.0 - float(np.sum(space.lower))
 
 
+def _distributions(optuna: Any, space: Space) -> dict[str, Any]:
+    """Every dimension; parameters go by their place, so that their names change nothing."""
+    kinds = optuna.distributions
+    found = {name: kinds.FloatDistribution(0.0, 1.0) for name in _axes(space)}
+    for place, each in enumerate(space.params, start=1):
+        if each.values:
+            found[f"p{place}"] = kinds.IntDistribution(0, len(each.values) - 1)
+        else:
+            found[f"p{place}"] = kinds.FloatDistribution(each.low, each.high, log=each.log)
+    return found
+
+
+def _proposal(space: Space, point: Mapping[str, float]) -> Proposal:
+    """What a point of the search space stands for."""
+    cube = [point[name] for name in _axes(space)]
+    mixture = _mixture(space, cube) if cube else space.project(space.prior.array())
+    pairs = enumerate(space.params, start=1)
+    params = {each.name: _said(each, point[f"p{place}"]) for place, each in pairs}
+    return Proposal(mixture, params=params)
+
+
+def _said(parameter: Parameter, number: float) -> float:
+    """A parameter's number; of values the one at that place of the sorted list."""
+    return sorted(parameter.values)[int(number)] if parameter.values else float(number)
+
+
+def _point(space: Space, trial: Trial) -> dict[str, float]:
+    """The point that stands for a trial."""
+    axes = _axes(space)
+    point: dict[str, float] = {}
+    if axes:
+        point = dict(zip(axes, map(float, _cube(space, trial.mixture)), strict=True))
+    told = space.settings(trial.proposal.params)
+    for place, each in enumerate(space.params, start=1):
+        number = told[each.name]
+        point[f"p{place}"] = sorted(each.values).index(number) if each.values else number
+    return point
+
+
+def _inside(space: Space, trial: Trial) -> bool:
+    """Whether the trial's parameters are among what may be said (a default need not be)."""
+    told = space.settings(trial.proposal.params)
+    return all(each.allows(told[each.name]) for each in space.params)
+
+
 def _mixture(space: Space, cube: list[float]) -> Mixture:
     """The cube covers the simplex above the lower bounds; what exceeds upper ones is projected."""
-    above = cube_to_simplex(cube)
-    return space.project(np.asarray(space.lower) + _free(space) * above)
+    above = np.zeros(len(space.names))
+    above[space.free()] = cube_to_simplex(cube)
+    return space.project(np.asarray(space.lower) + _left(space) * above)
 
 
 def _cube(space: Space, mixture: Mixture) -> Vector:
-    above = (mixture.ordered(space.names).array() - np.asarray(space.lower)) / _free(space)
-    above = np.maximum(above, 0.0)
+    above = (mixture.ordered(space.names).array() - np.asarray(space.lower)) / _left(space)
+    above = np.maximum(above, 0.0)[space.free()]
     return np.clip(simplex_to_cube(above / above.sum()), 0.0, 1.0)
 
 
 @contextmanager
 def _quietly() -> Iterator[Any]:
-    """Optuna, imported late (it costs 0.2 s), without its line per study on stderr."""
+    """Optuna, imported late (it costs 0.2 s), without its lines and warnings on stderr."""
     import optuna
 
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        yield optuna
+        # Where no point promises more than the best, its GP divides 0 by 0, and goes on from there.
+        with np.errstate(invalid="ignore"):
+            yield optuna
     finally:
         optuna.logging.set_verbosity(before)

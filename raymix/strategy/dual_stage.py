@@ -18,6 +18,7 @@ from raymix.strategy.parts import (
     rounded,
     stage_of,
 )
+from raymix.strategy.sequential import in_turn
 from raymix.strategy.tuned import tuned
 
 
@@ -37,8 +38,8 @@ class DMT:
     Optimizer state and learning-rate schedule start anew with stage 2, as the paper ran two
     fine-tunings; `restart` False lets both go on.
 
-    Only special: stage 1 and the replay of it. Only general: multi-task training on the mixture as
-    it is, and so where only one stage is left.
+    With a `k` of 0 it is `MixedSequential`, to the row. Only special: stage 1 and the replay of it.
+    Only general: multi-task training on the mixture as it is, and so where only one stage is left.
 
     Departs from the paper: it trains on all the data of a group, here both stages are scaled to one
     budget, so that strategies compare at equal cost. Its rows for stage 2 are drawn at random.
@@ -64,6 +65,8 @@ class DMT:
         """
         settings, shares = tuned(self, params), mixture.as_dict()
         special, general = both("DMT", self.special, self.general, mixture)
+        if not settings.k:
+            return in_turn((special, general), mixture, budget, 0.0, self.restart)
         first, again, rest = _counts(
             chosen(shares, special), chosen(shares, general), budget.amount, settings.k
         )

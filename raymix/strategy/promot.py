@@ -95,7 +95,7 @@ class ProMoT:
             replace(
                 stage_of(mixture.names, rest, budget.unit),
                 prompt=later if prompted else Prompt.OFF,
-                replay=present(first),
+                replay=tuple(name for name in present(first) if rest[name]),
                 restart=self.restart,
                 carriers=listed(self.target),
             ),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from raymix.core.codec import decode, encode
-from raymix.core.forecast import forecast_of, realised
+from raymix.core.forecast import Forecast, forecast_of, realised
 from raymix.core.influence import Influence
 from raymix.core.job import Diagnostic, TrainResult
 from raymix.core.trial import Proposal
@@ -36,18 +36,48 @@ def compared(
 
     `influence/<domain>/predicted` and `.../realised`: of the domain's eval loss against the
     forecast's parent, in nats per token; `influence/predicted` and `influence/realised`: of what
-    the objective makes of them (without `kl_to_prior`).
+    the objective makes of them, the penalty of `keep` included (without `kl_to_prior`).
     """
     forecast = forecast_of(proposal)
     if forecast is None:
         return {}
+    scaled = bool(proposal.note.get("scaled", True))
     before = {f"eval/{name}/loss": loss for name, loss in forecast.before.items()}
-    slope = objective.slope(before, base)
     found = {
-        "influence/predicted": sum(slope.get(n, 0.0) * p for n, p in forecast.predicted.items()),
-        "influence/realised": objective.loss(metrics, base) - objective.loss(before, base),
+        "influence/predicted": _predicted(objective, forecast, before, base, scaled),
+        "influence/realised": _penalised(objective, metrics, base)
+        - _penalised(objective, before, base),
     }
     pairs = {"predicted": forecast.predicted, "realised": realised(forecast, metrics)}
     for what, changes in pairs.items():
         found |= {f"influence/{name}/{what}": change for name, change in changes.items()}
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _penalised(
+    objective: Objective, metrics: Mapping[str, float], base: Mapping[str, float]
+) -> float:
+    return objective.loss(metrics, base) + objective.penalty(metrics, base)
+
+
+def _predicted(
+    objective: Objective,
+    forecast: Forecast,
+    before: Mapping[str, float],
+    base: Mapping[str, float],
+    scaled: bool,
+) -> float:
+    """Change of the score to first order; the penalty, which has a bend, at the predicted losses.
+
+    Not `scaled` predictions cannot tell whether a margin is crossed: then all is first order.
+    """
+    plain = replace(objective, keep_penalty=0.0) if scaled else objective
+    slope = plain.slope(before, base)
+    change = sum(slope.get(name, 0.0) * moved for name, moved in forecast.predicted.items())
+    if not scaled:
+        return change
+    after = {
+        f"eval/{name}/loss": forecast.before.get(name, math.nan) + moved
+        for name, moved in forecast.predicted.items()
+    }
+    return change + objective.penalty(after, base) - objective.penalty(before, base)

@@ -132,7 +132,9 @@ class Plan:
             raise ConfigError(
                 f"bill must be a number of trainings, at least 1 (or none fits), got {self.bill}"
             )
-        self.objective.check(self.space.names, self.space.prior)
+        limits = zip(self.space.names, self.space.upper, strict=True)
+        closed = [name for name, most in limits if most <= 0]
+        self.objective.check(self.space.names, self.space.prior, closed)
         for name, mixture in self.baselines.items():
             check_allowed(self.space, mixture, f"baseline '{name}'")
 

@@ -12,6 +12,7 @@ and a reweighter the same with `REWEIGHTER_LAWS`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 
 from raymix.core.codec import decode, encode, from_spec, to_spec
 from raymix.core.job import Diagnostic, Point, Spec, Status, TrainResult
-from raymix.core.mixture import Budget, Domain, Mixture, Space
+from raymix.core.mixture import Budget, Domain, Mixture, Parameter, Space
 from raymix.core.signals import Decision, Reweighter, Signal, Signals
 from raymix.core.simplex import Vector
 from raymix.core.trial import History, Idle, Proposal, Role, Searcher, Trial
@@ -48,6 +49,18 @@ def tight() -> Space:
     return Space(domains, Budget(1000), prior, (0.05, 0.1, 0.0), (1.0, 0.7, 0.9), (3.0, 2.0, 2.0))
 
 
+def tunable(space: Space) -> Space:
+    """`space` with two parameters of the strategy's: a list of values and a range by logarithm."""
+    listed = Parameter("k", 0.25, values=(0.0, 1.0, 0.25))
+    return dataclasses.replace(space, params=(listed, Parameter("rate", 0.1, 1e-3, 1.0, log=True)))
+
+
+def watching(space: Space) -> Space:
+    """`space` whose last domain is only evaluated: it may have nothing of any budget."""
+    found = dataclasses.replace(space, upper=(*space.upper[:-1], 0.0))
+    return dataclasses.replace(found, prior=found.proportional())
+
+
 def told(trial: Trial, toy: Toy, status: Status = Status.DONE) -> Trial:
     """The trial with the toy problem's answer (a failed one has none)."""
     if status is Status.FAILED:
@@ -55,6 +68,8 @@ def told(trial: Trial, toy: Toy, status: Status = Status.DONE) -> Trial:
     proposal = trial.proposal
     amount = proposal.budget.amount if proposal.budget else None
     losses = toy.losses(trial.mixture.ordered(toy.names).weights, amount)
+    # Any parameter is best at 1/4 of 1: what a strategy does is not the toy's matter.
+    losses = losses + 0.1 * sum((x - 0.25) ** 2 for x in proposal.params.values())
     metrics = {f"eval/{n}/loss": float(v) for n, v in zip(toy.names, losses, strict=True)}
     curve = (Point(1, 0.5 if status is Status.STOPPED else 1.0, metrics),)
     result = TrainResult(status, metrics, curve, mean_mixture=trial.mixture, checkpoint="toy/0")
@@ -107,13 +122,13 @@ def run(
 
 def same_history_same_proposal(searcher: Searcher) -> None:
     """The answer is a function of space, history and generator; other asks leave no trace."""
-    space = _TOY.space()
-    for asks in (0, 3, 12):
-        history = run(searcher, space, asks)
-        first = searcher.propose(space, history, rng(99))
-        run(searcher, space, 2)
-        searcher.propose(tight(), began(tight()), rng(5))
-        assert searcher.propose(space, history, rng(99)) == first
+    for space in (_TOY.space(), tunable(_TOY.space())):
+        for asks in (0, 3, 12):
+            history = run(searcher, space, asks)
+            first = searcher.propose(space, history, rng(99))
+            run(searcher, space, 2)
+            searcher.propose(tight(), began(tight()), rng(5))
+            assert searcher.propose(space, history, rng(99)) == first
 
 
 def resumed_equals_straight_through(searcher: Searcher) -> None:
@@ -129,23 +144,45 @@ def resumed_equals_straight_through(searcher: Searcher) -> None:
 
 def proposals_are_allowed(searcher: Searcher) -> None:
     """Every proposal names the space's domains and keeps bounds and epoch caps."""
-    for space in (_TOY.space(), _TOY.space(budget=6000, max_epochs=2.0), tight()):
+    spaces = (_TOY.space(), _TOY.space(budget=6000, max_epochs=2.0), tight(), tunable(tight()))
+    for space in (*spaces, watching(_TOY.space())):
         for trial in run(searcher, space, 14).own:
             assert trial.mixture.names == space.names
             weights, within = trial.mixture.array(), space_of(space, trial.proposal)
             assert np.all(weights >= np.asarray(within.lower) - _TOLERANCE), trial.mixture
             assert np.all(weights <= within.ceiling() + _TOLERANCE), trial.mixture
+            known = {each.name: each for each in space.params}
+            for name, number in trial.proposal.params.items():
+                assert known[name].allows(number), f"{name} = {number}"
 
 
 def pending_trials_count(searcher: Searcher) -> None:
     """What is already asked is not asked again, told or not."""
-    for lag in (0, 5):
-        trials = run(searcher, _TOY.space(), 14, lag).trials
+    for space, lag in itertools.product((_TOY.space(), tunable(_TOY.space())), (0, 5)):
+        trials = run(searcher, space, 14, lag).trials
         keys = [
-            (t.mixture.array().round(6).tobytes(), t.proposal.model, t.role, str(t.proposal.note))
+            (
+                t.mixture.array().round(6).tobytes(),
+                tuple(t.proposal.params.items()),
+                t.proposal.model,
+                t.role,
+                str(t.proposal.note),
+            )
             for t in trials
         ]
         assert len(set(keys)) == len(keys), f"{type(searcher).__name__} asked twice for the same"
+
+
+def parameters_are_all_said_or_none(searcher: Searcher) -> None:
+    """A searcher sets each parameter or leaves all to the strategy; their names change nothing."""
+    space = tunable(_TOY.space())
+    renamed = [dataclasses.replace(each, name=f"{i}") for i, each in enumerate(space.params)]
+    other = dataclasses.replace(space, params=tuple(renamed))
+    first, second = run(searcher, space, 14), run(searcher, other, 14)
+    for one, two in zip(first.own, second.own, strict=True):
+        assert one.mixture == two.mixture
+        assert list(one.proposal.params.values()) == list(two.proposal.params.values())
+        assert not one.proposal.params or len(one.proposal.params) == len(space.params)
 
 
 def failures_do_not_stop_it(searcher: Searcher) -> None:
@@ -169,6 +206,7 @@ SEARCHER_LAWS: tuple[Callable[[Searcher], None], ...] = (
     resumed_equals_straight_through,
     proposals_are_allowed,
     pending_trials_count,
+    parameters_are_all_said_or_none,
     failures_do_not_stop_it,
     any_number_of_domains,
 )

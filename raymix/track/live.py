@@ -14,6 +14,7 @@ from rich.table import Table
 from raymix.core.forgetting import parted
 from raymix.core.influence import PROGRESS
 from raymix.core.job import Point, Status
+from raymix.core.mixture import in_words
 from raymix.core.trial import RANKED, Trial
 
 _ROWS = 12
@@ -126,6 +127,7 @@ class LiveTable:
             state, step, metrics, score, style = self._row(trial, best)
             losses = _losses(metrics, names) if wide else _number(metrics.get("eval/worst", _NONE))
             shares = "".join(_share(weight) for weight in trial.mixture.weights)
+            shares += _params(trial)
             cells = (str(trial.number), trial.method, shares, step, losses, _number(score), state)
             table.add_row(*cells, style=style)
         return table
@@ -168,7 +170,7 @@ class LiveTable:
         parts = [
             f"trial {trial.number} of {self._total}",
             trial.method,
-            str(trial.mixture),
+            f"{trial.mixture}{_params(trial)}",
             f"score {_number(trial.score)}",
             *([mark] if mark else []),
             *([result.error] if result is not None and result.error else []),
@@ -203,6 +205,12 @@ def _heads(names: Sequence[str]) -> str:
 
 def _share(weight: float) -> str:
     return f"{weight:.2f}".replace("0.", ".", 1).rjust(_SHARE)
+
+
+def _params(trial: Trial) -> str:
+    """What was set of the strategy, after the shares."""
+    told = in_words(trial.proposal.params)
+    return f" {told}" if told else ""
 
 
 def _losses(metrics: Mapping[str, float], names: Sequence[str]) -> str:

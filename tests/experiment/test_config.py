@@ -12,6 +12,8 @@ from raymix.core.mixture import Domain, Unit
 from raymix.experiment.build import identity, plan, prepare, setup, space
 from raymix.experiment.config import Experiment
 from raymix.experiment.load import apply, dump, load, to_yaml
+from raymix.study.objective import Objective
+from raymix.study.plan import baselines
 from raymix.train.config import Setup
 
 
@@ -63,6 +65,20 @@ def test_overrides_set_one_key(written):
         ("influence.trust.epochs=-1", "influence.trust.epochs: must be between 0 and inf"),
         ("influence.trust.dot=x", "influence.trust.dot"),
         ("study.seed=-1", "study.seed"),
+        (
+            "search.objective.keep={cpoy: 0.1}",
+            "search.objective.keep: unknown name 'cpoy' (did you mean 'copy'?)",
+        ),
+        ("search.objective.keep={copy: -1}", "search.objective.keep.copy must be a margin >= 0"),
+        ("search.objective.keep={copy: .nan}", "search.objective.keep.copy must be a margin >= 0"),
+        ("search.objective.keep={copy: lots}", "got 'lots'"),
+        ("search.objective.keep={copy: [1]}", "search.objective.keep.copy"),
+        (
+            "search.objective.keep={copy: 0.1, cipher: 0, mirror: 1%}",
+            "search.objective.keep names every domain: nothing is left to improve",
+        ),
+        ("search.objective.keep_penalty=-1", "search.objective.keep_penalty"),
+        ("search.objective.keep_penalty=.inf", "search.objective.keep_penalty"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(written, override, said):
@@ -151,6 +167,33 @@ def test_the_space_follows_the_description(plain):
     assert found.prior.as_dict() == {"copy": 0.5, "cipher": 0.5, "mirror": 0.0}
     assert (found.lower, found.upper) == ((0.1, 0.0, 0.0), (0.7, 1.0, 1.0))
     assert found.ceiling().tolist() == [0.7, 1.0, 0.2]
+
+
+@pytest.mark.parametrize("prior", ["proportional", "uniform"])
+def test_a_domain_that_is_only_evaluated_has_nothing_of_the_prior(plain, prior):
+    plain["mixture"] |= {"prior": prior, "bounds": {"mirror": [0, 0]}}
+    plain["search"]["objective"] = {"keep": {"mirror": "1%"}, "keep_penalty": 3}
+    experiment = Experiment.model_validate(plain)
+    assert Experiment.model_validate(dump(experiment)) == experiment
+    sizes = zip(experiment.names, (10, 30, 60), strict=True)
+    domains = tuple(Domain(name, rows, 10 * rows, 5 * rows) for name, rows in sizes)
+    found = space(experiment, domains)
+    shares = {"proportional": (0.25, 0.75, 0.0), "uniform": (0.5, 0.5, 0.0)}
+    assert found.prior.weights == shares[prior]
+    asked = plan(experiment, found)
+    assert asked.objective == Objective(keep={"mirror": "1%"}, keep_penalty=3.0)
+    # Both baselines are what they are called, not the nearest that bounds allow.
+    for name, proposal in baselines(asked).items():
+        assert proposal.mixture.weights == pytest.approx(shares[name])
+        assert not proposal.note["projected"]
+
+
+def test_bounds_that_leave_nothing_to_train_on_are_refused(plain):
+    plain["mixture"]["bounds"] = {name: [0, 0] for name in ("copy", "cipher", "mirror")}
+    experiment = Experiment.model_validate(plain)
+    domains = tuple(Domain(name, 10, 100, 50) for name in experiment.names)
+    with pytest.raises(MixtureError, match=r"allow only 0\.0% of the budget"):
+        space(experiment, domains)
 
 
 def test_caps_that_leave_no_mixture_say_how_much_is_missing(plain):

@@ -42,7 +42,7 @@ def test_conformance(searcher, law):
     law(searcher)
 
 
-@pytest.mark.parametrize("law", [*SEARCHER_LAWS[:2], *SEARCHER_LAWS[3:5]], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("law", [*SEARCHER_LAWS[:2], *SEARCHER_LAWS[3:6]], ids=lambda f: f.__name__)
 def test_conformance_with_shares_of_the_users_own(law):
     law(SEARCHERS[-1])
 

@@ -16,6 +16,7 @@ from raymix.search.dirichlet import Dirichlet
 from raymix.search.fixed import Fixed, Proportional, Uniform
 from raymix.search.grid import Grid
 from raymix.search.optuna import Optuna
+from raymix.search.swept import Swept
 from raymix.testing.conformance import SEARCHER_LAWS, began, rng, run, tight
 from raymix.testing.toy import Toy
 
@@ -30,6 +31,7 @@ SEARCHERS = (
     Dirichlet("proportional", 0.3),
     Dirichlet("prior", 5.0),
     Grid(4),
+    Swept(),
     Optuna("tpe"),
     Optuna("gp"),
 )

@@ -220,7 +220,7 @@ def test_the_order_of_the_domains_changes_nothing(weights, strategy, amount, ord
 
 
 @settings(max_examples=200, deadline=None)
-@given(weights, st.floats(0.0, 1.0), st.integers(10, 5000))
+@given(weights, st.floats(0.0, 1.0), st.integers(40, 5000))
 def test_dmts_second_stage_has_k_times_the_first(weights, k, amount):
     mixture = Mixture.normalised(NAMES, [w + 0.1 for w in weights])
     first, second = DMT(("math", "code"), k=k).stages(mixture, Budget(amount), {})
@@ -239,12 +239,7 @@ def test_dmts_second_stage_has_k_times_the_first(weights, k, amount):
 def test_dmt_without_k_is_mixed_sequential(weights, amount):
     mixture = Mixture.normalised(NAMES, weights)
     plain = MixedSequential(("math", "code")).stages(mixture, Budget(amount), {})
-    found = DMT(("math", "code"), k=0.0).stages(mixture, Budget(amount), {})
-    # Which domain a row more goes to may differ: one rounds by group first.
-    assert all(
-        abs(a.budget.amount - b.budget.amount) <= 2 for a, b in zip(plain, found, strict=False)
-    )
-    assert abs(len(plain) - len(found)) <= 1
+    assert DMT(("math", "code"), k=0.0).stages(mixture, Budget(amount), {}) == plain
 
 
 @pytest.mark.parametrize(

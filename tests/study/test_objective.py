@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 
 from raymix.core.errors import ConfigError
 from raymix.core.mixture import Mixture
-from raymix.study.objective import (
-    Guard,
-    Objective,
-    divergence,
-    domain_losses,
-    parse_guard,
-    summary,
-)
+from raymix.study.guard import Guard, parse_guard
+from raymix.study.objective import Objective, divergence, domain_losses, summary
 
 NAMES = ("math", "code", "chat")
 PRIOR = Mixture(NAMES, (0.2, 0.3, 0.5))

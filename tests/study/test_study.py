@@ -832,7 +832,7 @@ def test_epoch_caps_are_of_the_pool(tmp_path):
 
 def test_a_kept_model_is_no_other_training():
     kept = Proposal(GOOD, keep=True)
-    assert trained(TOY.names, [Trial(1, "a", kept, 0)]) == trained(
-        TOY.names, [Trial(1, "a", Proposal(GOOD), 0)]
+    assert trained(TOY.space(), [Trial(1, "a", kept, 0)]) == trained(
+        TOY.space(), [Trial(1, "a", Proposal(GOOD), 0)]
     )
     assert content(kept) == content(Proposal(GOOD))
