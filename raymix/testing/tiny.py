@@ -59,6 +59,9 @@ class Design:
 
 DESIGN = Design()
 
+LARGER = Design(width=96, layers=3)
+"""A second size, for the question of what more parameters change."""
+
 
 def build_tokenizer(commands: Sequence[str] = COMMANDS) -> PreTrainedTokenizerFast:
     """A tokenizer of printable ASCII characters, with one token for each of `commands`.
@@ -93,7 +96,7 @@ def build_tokenizer(commands: Sequence[str] = COMMANDS) -> PreTrainedTokenizerFa
 def build_model(
     tokenizer: PreTrainedTokenizerFast, seed: int, design: Design = DESIGN
 ) -> LlamaForCausalLM:
-    """A Llama of about 50,000 parameters with random weights, a function of the seed."""
+    """A Llama (of about 50,000 parameters by default) with random weights by the seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

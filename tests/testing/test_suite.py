@@ -79,6 +79,27 @@ def test_the_model_is_a_function_of_the_seed(tmp_path):
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
+def test_a_second_size_lies_beside_the_first(suite, tokenizer):
+    before = weights(suite.model)
+    short = replace(tiny.LARGER, steps=3)
+    folder = suites.write_larger(suite, short)
+    assert folder == suite.folder / "model-96x3"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.num_hidden_layers == 3
+    assert model.num_parameters() > 4 * 45_000
+    # Same tokens, so that the data are prepared once.
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert suites.write_larger(suite, short) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    suites.write_larger(suite, replace(short, steps=4))
+    assert (folder / "model.safetensors").stat().st_mtime_ns != made
+    # The suite is still what it was, and found again.
+    assert write_suite(suite.folder, 3) == suite
+    after = weights(suite.model)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_the_fingerprint_tells_suites_apart():
     found = {suite_fingerprint(k, seed) for k in (3, 4, 5) for seed in (0, 1)}
     assert len(found) == 6
