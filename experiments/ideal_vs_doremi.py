@@ -278,6 +278,7 @@ def main(
     paper: Annotated[bool, typer.Option(help="IDEAL's paper mode too, and its size.")] = True,
     lm_eval: Annotated[str, typer.Option(help="lm-eval tasks on the final models.")] = "",
     lm_eval_include: Annotated[Path | None, typer.Option(help="Folder of local tasks.")] = None,
+    pools: Annotated[int | None, typer.Option(min=1, help="At once; default: all fit.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the study in the folder.")] = False,
 ) -> None:
     """Compare all methods and say which are better than proportional."""
@@ -290,6 +291,9 @@ def main(
         base = yours(config) if config else suite(folder, domains)
         study = base.study.model_copy(update={"output_dir": str(folder / "study")})
         base = base.model_copy(update={"study": study})
+        if pools is not None:
+            cluster = base.cluster.model_copy(update={"pools": pools})
+            base = base.model_copy(update={"cluster": cluster})
         prepared = prepare(base)
         experiment = comparison(base, prepared, bill, seeds, paper, bool(tasks))
         outcome = run(experiment, resume)

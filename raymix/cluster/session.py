@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import ray
 
 from raymix.cluster.config import Cluster
+from raymix.cluster.growth import check_machines, kinds, together
 from raymix.cluster.resources import Plan, plan
 from raymix.core.errors import ClusterError
 
@@ -99,13 +100,10 @@ def suited(plan: Plan) -> Mapping[str, str]:
 def planned(cluster: Cluster) -> Plan:
     """Size the pools for the cluster that this process is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return plan(cluster, nodes, _most())
-
-
-def _most() -> Mapping[str, float] | None:
-    """What an autoscaler may bring the cluster to."""
-    # Private, but the only way to ask; Ray Train asks in the same way.
-    return ray._private.state.state.get_max_resources_from_cluster_config()
+    found = kinds()
+    sized = plan(cluster, nodes, together(found))
+    check_machines(sized.need, nodes, found)
+    return sized
 
 
 @contextmanager

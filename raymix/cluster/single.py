@@ -9,6 +9,7 @@ from collections.abc import Callable
 import ray
 
 from raymix.cluster.config import Cluster
+from raymix.cluster.nodes import check_nodes, terms
 from raymix.cluster.pool import Pool, close_all, open_desk
 from raymix.cluster.session import connected, environment, planned, suited
 from raymix.cluster.tune import TRAINER
@@ -30,8 +31,13 @@ def train_on_pool(
     Raises ClusterError at once where the cluster cannot hold the pool, or when the pool breaks.
     """
     broken: list[Exception] = []
-    with connected(cluster), tempfile.TemporaryDirectory(prefix="raymix-") as scratch:
+    with (
+        connected(cluster),
+        terms(setup) as asked,
+        tempfile.TemporaryDirectory(prefix="raymix-") as scratch,
+    ):
         plan = planned(cluster.model_copy(update={"pools": 1}))
+        check_nodes(asked, plan.need)
         name = f"raymix-desk-{uuid.uuid4().hex[:8]}"
         desk = open_desk(name)
 
@@ -39,7 +45,7 @@ def train_on_pool(
             broken.append(error)
             desk.close.remote()
 
-        serving = {"factory": trainer, "setup": encode(setup)}
+        serving = {"factory": trainer, "setup": encode(setup), "terms": encode(asked)}
         pool = Pool("pool-0", name, plan.need, serving, scratch, failed)
         finished = False
         try:

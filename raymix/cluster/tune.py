@@ -15,6 +15,7 @@ from ray import tune
 
 from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.cluster.drive import Drive
+from raymix.cluster.nodes import check_nodes, terms
 from raymix.cluster.pool import Pool, close_all, open_desk
 from raymix.cluster.session import HEAD, connected, environment, planned, suited
 from raymix.cluster.stopping import Asha
@@ -48,12 +49,17 @@ def tune_study(
         record = read(study.folder)
         open_points = {number: record.points[number] for number in record.pending}
         asha = Asha(stopping, study.score, study.history.finished, open_points)
-    with connected(cluster), tempfile.TemporaryDirectory(prefix="raymix-") as scratch:
+    with (
+        connected(cluster),
+        terms(setup) as asked,
+        tempfile.TemporaryDirectory(prefix="raymix-") as scratch,
+    ):
         plan = planned(cluster)
+        check_nodes(asked, plan.need)
         name = f"raymix-desk-{uuid.uuid4().hex[:8]}"
         desk = open_desk(name)
         drive = Drive(study, desk, plan.pools, asha)
-        serving = {"factory": trainer, "setup": encode(setup)}
+        serving = {"factory": trainer, "setup": encode(setup), "terms": encode(asked)}
         pools = [
             Pool(f"pool-{i}", name, plan.need, serving, scratch, drive.pool_failed)
             for i in range(plan.pools)

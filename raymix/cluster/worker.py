@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from raymix.cluster.nodes import check_here
 from raymix.core.codec import decode, encode
 from raymix.core.errors import ClusterError
 from raymix.core.job import Json, Point, TrainJob, TrainResult
@@ -32,8 +33,9 @@ class Trainer(Protocol):
 def serve(config: Mapping[str, Json]) -> None:
     """Train job after job until the desk says to leave: a `train_loop_per_worker`.
 
-    `config`: desk (its name), pool, threads, factory (import path of a `Trainer`), setup.
+    `config`: desk (its name), pool, threads, factory (import path of a `Trainer`), setup, terms.
     """
+    check_here(config["terms"])
     torch.set_num_threads(config["threads"])
     desk = ray.get_actor(config["desk"])
     pool = config["pool"]

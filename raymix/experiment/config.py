@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -224,13 +225,20 @@ class SearchSettings(BaseModel):
         )
 
 
+def _tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
 class TrackingSettings(BaseModel):
-    """Where runs are logged. `report_to`: "mlflow" or "none"."""
+    """Where runs are logged. `report_to`: "mlflow" or "none".
+
+    `tracking_uri`: default `$MLFLOW_TRACKING_URI`, else a file in the working directory.
+    """
 
     model_config = _FROZEN
 
     report_to: Literal["mlflow", "none"] = "mlflow"
-    tracking_uri: str = Field("sqlite:///mlflow.db", min_length=1)
+    tracking_uri: str = Field(default_factory=_tracking_uri, min_length=1)
     experiment_name: str = "raymix"
 
 
@@ -255,7 +263,7 @@ class Experiment(BaseModel):
     search: SearchSettings = SearchSettings()
     cluster: Cluster = Cluster()
     influence: InfluenceSettings = InfluenceSettings()
-    tracking: TrackingSettings = TrackingSettings()
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     format_leak: FormatLeak | None = None
     proxies: dict[str, str] = Field(default_factory=dict)
     chat_template: str | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raymix.cluster.config import Cluster
 from raymix.core.codec import to_spec
-from raymix.core.errors import ConfigError, TrainingError
+from raymix.core.errors import ClusterError, ConfigError, TrainingError
 from raymix.core.job import Json, Point, Runner, Status, Strategy, TrainJob, TrainResult
 from raymix.core.mixture import Mixture
 from raymix.core.trial import History, Trial
@@ -219,6 +219,8 @@ def _local_runner(parts: Setup, cluster: Cluster) -> Runner:
     # More threads than cores that are free slow small models down a hundredfold.
     torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
     gpu = cluster.use_gpu if cluster.use_gpu is not None else torch.cuda.is_available()
+    if gpu and not torch.cuda.is_available():
+        raise ClusterError("cluster.use_gpu is set but this machine has no GPU that torch can use")
     return LocalRunner(parts, World(device=torch.device("cuda" if gpu else "cpu")))
 
 
