@@ -65,7 +65,8 @@ class Stage:
     `trainable` WEIGHTS are the model's own, or its adapters where the experiment asks for LoRA.
     Adapters act from the first LORA stage on; a stage of WEIGHTS or NONE leaves them as they are.
     `carriers`: domains whose rows have the soft prompt before them and pass through the adapters;
-    the others' do neither, in training and in evaluation. None: all domains are carriers.
+    the others' do neither, in training and in evaluation. None: all domains are carriers. A stage
+    whose prompt is OFF has none before any row, whatever stages before it did.
     """
 
     mixture: Mixture
@@ -119,9 +120,13 @@ class Point:
     `progress` is the fraction of the job's budget spent, 0 to 1; `stage` the stage that is being
     trained, from 0. Every stage ends with a point. `metrics` are flat: `eval/<domain>/loss`,
     `eval/<domain>/accuracy` (the share of rows that are right to the last token), the same of
-    `test`, `train/loss`, `train/lr`, `mix/<domain>/share`; of a reweighter
-    `reweight/<signal>/<domain>`, what it was last told (a matrix's row means), and
-    `reweight/weight/<domain>`, the loss or gradient weights in force.
+    `test`, `train/loss`, `train/lr` (the soft prompt's where nothing else moves),
+    `mix/<domain>/share`; of a reweighter `reweight/<signal>/<domain>`, what it was last told (a
+    matrix's row means), and `reweight/weight/<domain>`, the loss or gradient weights in force.
+
+    `eval` and `test` are of the model as the stage uses it: carriers with soft prompt and adapters,
+    others without. Where there are two ways, the point that ends a stage also has `swap`, of the
+    eval split the other way round: carriers without, others with.
     """
 
     step: int
@@ -155,6 +160,7 @@ class Spent:
     `extra`: tokens that passed through the model beside the optimizer steps' own, counted as tokens
     of a training step. A forward pass alone is a third of one, as is a backward pass to the
     activations alone; one that has the weights' gradients is two thirds. Evaluations do not count.
+    The soft prompt's places before training rows do, as tokens of a training step.
     """
 
     steps: int = 0

@@ -49,13 +49,16 @@ class Batch:
 
     `labels` stand at the place of their token (not shifted) and are `IGNORED` where no loss is
     borne. `position_ids` is None where each item is one row; else positions restart with each row,
-    from which transformers builds a block-diagonal mask.
+    from which transformers builds a block-diagonal mask. `slots` [S] are the places in the
+    flattened [P * T] tokens that a soft prompt fills, row after row: a row's positions begin with
+    them, they bear no loss, and token 0 stands in for them.
     """
 
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     position_ids: NDArray[np.int64] | None
     domains: NDArray[np.int64]
+    slots: NDArray[np.int64]
 
 
 class Batches:
@@ -211,25 +214,45 @@ def _drawn(
     )
 
 
-def collate(items: Sequence[Item], tables: Sequence[Rows], width: int | None = None) -> Batch:
-    """The arrays of `items`, padded with token 0 to `width` (default: the longest item)."""
-    longest = max((item.tokens for item in items), default=1)
+def length(item: Item, slots: Sequence[int] | None = None) -> int:
+    """Tokens that `item` is long with the `slots` [K] that each row of a domain has before it."""
+    return item.tokens + (len(item.rows) * slots[item.domain] if slots else 0)
+
+
+def collate(
+    items: Sequence[Item],
+    tables: Sequence[Rows],
+    width: int | None = None,
+    slots: Sequence[int] | None = None,
+) -> Batch:
+    """The arrays of `items`, padded with token 0.
+
+    Args:
+        items: of any domains.
+        tables: one per domain [K].
+        width: in tokens; None: of the longest item.
+        slots: places for a soft prompt before each row of a domain [K]; None: there are none.
+    """
+    longest = max((length(item, slots) for item in items), default=1)
     shape = (len(items), width or longest)
     ids = np.zeros(shape, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
     packed = any(len(item.rows) > 1 for item in items)
     positions = np.zeros(shape, dtype=np.int64) if packed else None
+    places = [np.zeros(0, dtype=np.int64)]
     for place, item in enumerate(items):
         at = 0
         for row in item.rows:
             tokens, mask = tables[item.domain].row(row)
-            end = at + len(tokens)
-            ids[place, at:end] = tokens
-            labels[place, at + 1 : end] = np.where(mask[1:], tokens[1:], IGNORED)
+            first = at + (slots[item.domain] if slots else 0)
+            end = first + len(tokens)
+            ids[place, first:end] = tokens
+            labels[place, first + 1 : end] = np.where(mask[1:], tokens[1:], IGNORED)
+            places.append(place * shape[1] + np.arange(at, first))
             if positions is not None:
-                positions[place, at:end] = np.arange(len(tokens))
+                positions[place, at:end] = np.arange(end - at)
             at = end
         if positions is not None:
             positions[place, at:] = np.arange(shape[1] - at)
     domains = np.array([item.domain for item in items], dtype=np.int64)
-    return Batch(ids, labels, positions, domains)
+    return Batch(ids, labels, positions, domains, np.concatenate(places))

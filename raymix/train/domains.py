@@ -75,4 +75,6 @@ def _dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor], device: torch.
     """Inner product of two gradients' shards, a scalar on the device."""
     both = [name for name in left if name in right]
     dots = [torch.dot(left[n].flatten(), right[n].to(device).flatten()) for n in both]
+    if not dots:  # of a domain whose rows do not reach what moves
+        return torch.zeros((), dtype=torch.float64, device=device)
     return torch.stack(dots).double().sum()

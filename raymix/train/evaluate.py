@@ -11,10 +11,11 @@ from torch import Tensor
 
 from raymix.core.errors import TrainingError
 from raymix.core.simplex import Vector
-from raymix.data.batches import Item
+from raymix.data.batches import Item, length
 from raymix.data.store import Table
 from raymix.train.measure import Micro, Window, means, micro
 from raymix.train.model import Model
+from raymix.train.use import PLAIN, Use
 
 _SUBSET_SEED = 20505
 """The rows looked at while searching are the same in every trial, whatever its seed."""
@@ -39,7 +40,7 @@ class HeldOut:
             for row in _subset(table, rows)
         ]
         items.sort(key=lambda item: (item.tokens, item.domain, item.rows))
-        self.tables = tables
+        self.tables, self._batch = tables, batch
         self.batches = [items[i : i + batch] for i in range(0, len(items), batch)]
         self.tokens, self.rows = np.zeros(len(tables)), np.zeros(len(tables))
         for item in items:
@@ -48,6 +49,20 @@ class HeldOut:
         for table, tokens in zip(tables, self.tokens, strict=True):
             if not tokens:
                 raise TrainingError(f"domain '{table.domain}' has no {table.split} row with loss")
+
+    def parted(self, use: Use) -> list[tuple[list[Item], bool | None]]:
+        """The batches, and whether each goes through the adapters (see `Micro.adapted`).
+
+        None holds rows that do and rows that do not; rows are as long as `use` makes them.
+        """
+        if use == PLAIN:
+            return [(items, None) for items in self.batches]
+        parted: list[tuple[list[Item], bool | None]] = []
+        for group, adapted in use.groups([item for items in self.batches for item in items]):
+            group.sort(key=lambda item: length(item, use.slots))
+            each = self._batch
+            parted += [(group[i : i + each], adapted) for i in range(0, len(group), each)]
+        return parted
 
 
 def _subset(table: Table, rows: int | None) -> Sequence[int]:
@@ -82,18 +97,24 @@ class Evaluation:
         }
 
 
-def evaluate(model: Model, held: HeldOut) -> Evaluation:
-    """Losses and accuracies of all domains, on all ranks; a collective call."""
+def evaluate(model: Model, held: HeldOut, use: Use = PLAIN) -> Evaluation:
+    """Losses and accuracies of all domains, on all ranks; a collective call.
+
+    `use` says with what of the model the rows of each domain are looked at.
+    """
     world, module = model.world, model.module
     window = Window(len(held.tables), world.device)
     exact = torch.zeros(len(held.tables), dtype=torch.float64, device=world.device)
     scale = np.zeros(len(held.tables), dtype=np.float32)
     module.eval()
     with torch.no_grad():
-        for first in range(0, len(held.batches), world.size):
+        batches = held.parted(use)
+        for first in range(0, len(batches), world.size):
             mine = first + world.rank
-            items = held.batches[mine] if mine < len(held.batches) else []
-            tensors = micro(items, held.tables, scale, world.device)
+            items, adapted = batches[mine] if mine < len(batches) else ([], None)
+            tensors = micro(
+                items, held.tables, scale, world.device, slots=use.slots, adapted=adapted
+            )
             losses, right = model.judged(tensors)
             window.add(tensors, losses)
             if items:

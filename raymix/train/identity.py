@@ -61,4 +61,5 @@ _HOW = {
     "attn_implementation",
     "offload_gradients",
     "save_steps",
+    "merge_lora",
 }

@@ -129,7 +129,6 @@ class Instruments:
             "windows": {kind: w.state(self._world) for kind, w in self._windows.items()},
             "targets": [target.state() for target in self._targets],
             "probe": self._probe and self._probe.state(),
-            "charged": self._meter.state(),
         }
 
     def restore(self, state: Json) -> None:
@@ -140,7 +139,6 @@ class Instruments:
             target.restore(kept)
         if self._probe is not None:
             self._probe.restore(state["probe"])
-        self._meter.restore(state.get("charged", {}))
 
 
 def _targets(reweighter: Reweighter[Any], job: TrainJob, batches: Batches) -> list[Aside]:

@@ -16,6 +16,7 @@ from raymix.data.store import Table, open_table
 from raymix.train.config import Setup
 from raymix.train.model import Model, core
 from raymix.train.pretrained import tokenizer_at
+from raymix.train.use import Use
 
 KEPT, BARE = "format_leak", "format_leak_bare"
 """Metrics of a domain, with the instruction kept and removed."""
@@ -39,6 +40,7 @@ class Leak:
         self.prompts, self.tokenizer = prompts, tokenizer
         self.metrics: list[str] = []
         self.tables: list[Table] = []
+        self.domains: list[int] = []
         self.batches: list[list[tuple[int, int]]] = []
         for each in prompts.asked:
             if each.domain not in names:
@@ -48,6 +50,7 @@ class Leak:
                 if path is not None:
                     self.metrics.append(f"eval/{each.domain}/{name}")
                     self.tables.append(open_table(path))
+                    self.domains.append(names.index(each.domain))
             places = [
                 (int(length), number, row)
                 for number, table in enumerate(self.tables[first:], start=first)
@@ -75,8 +78,11 @@ def leak_of(setup: Setup, model: str, names: Sequence[str]) -> Leak | None:
     return Leak(setup.leak, names, batch, tokenizer_at(setup.tokenizer or model, setup))
 
 
-def leaks(model: Model, leak: Leak | None) -> dict[str, float]:
-    """`eval/<domain>/format_leak` and `format_leak_bare`, shares from 0 to 1; a collective call."""
+def leaks(model: Model, leak: Leak | None, use: Use) -> dict[str, float]:
+    """`eval/<domain>/format_leak` and `format_leak_bare`, shares from 0 to 1; a collective call.
+
+    Without soft prompt, which no domain but carriers has in use; adapters as in `use`.
+    """
     if leak is None:
         return {}
     world, module, prompts = model.world, model.module, leak.prompts
@@ -86,6 +92,8 @@ def leaks(model: Model, leak: Leak | None) -> dict[str, float]:
     for first in range(0, len(leak.batches), world.size):
         mine = first + world.rank
         places = leak.batches[mine] if mine < len(leak.batches) else []
+        if use.adapted is not None and places:
+            model.adapt(use.adapted[leak.domains[places[0][0]]])
         asked = [leak.tables[table].row(row)[0] for table, row in places]
         outputs = greedy(model, asked, prompts.max_new_tokens, ends)
         for (table, _), output in zip(places, outputs, strict=True):

@@ -11,13 +11,11 @@ from pathlib import Path
 from shutil import rmtree
 
 import numpy as np
-import torch
 from accelerate.utils import set_seed
-from torch import Tensor
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
-from raymix.core.job import Diagnostic, Json, Point, Status, TrainJob, TrainResult
+from raymix.core.job import Diagnostic, Json, Point, Status, Trainable, TrainJob, TrainResult
 from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
 from raymix.data.batches import Batches, Item, joined, samplers
@@ -26,21 +24,29 @@ from raymix.train import checkpoint
 from raymix.train.course import Course, expected_steps
 from raymix.train.diagnose import influence, silent, told
 from raymix.train.evaluate import Evaluation, evaluate
-from raymix.train.identity import identity, previous, turning
+from raymix.train.identity import identity, turning
+from raymix.train.kept import take_up, tensors
 from raymix.train.kit import Kit
 from raymix.train.leak import leaks
 from raymix.train.measure import Window, means
 from raymix.train.meter import Meter
-from raymix.train.optim import adamw, moments, recall, set_moments
-from raymix.train.pretrained import Shelf, save, shelf, start_from
+from raymix.train.optim import adamw, recall
+from raymix.train.parts import moved
+from raymix.train.pretrained import start_from
 from raymix.train.reference import TokenLosses
 from raymix.train.rng import random_state, restore_random_state
-from raymix.train.shard import fill, together, whole
+from raymix.train.shard import together
+from raymix.train.shelf import Shelf, save, shelf
 from raymix.train.steer import Steering
 from raymix.train.step import Stepper
-from raymix.train.timetable import Timetable
+from raymix.train.timetable import Rates, Timetable
+from raymix.train.use import Use, uses
+from raymix.train.watch import Norms
 
 Report = Callable[[Point], bool]
+
+SWAP = "swap"
+"""The split that an evaluation the other way round is of: carriers bare, the others with."""
 
 LEARNED = "reweighter"
 """The diagnostic that has, for each stage, the type and the last state of its reweighter."""
@@ -62,7 +68,9 @@ class Run:
         self.shelf: Shelf | None = None
         self.lr = 0.0
         self.diagnostics: dict[str, Json] = {}
-        self._norms: list[Tensor] = []
+        self.norms = Norms(kit.pace.norms)
+        self.uses = uses(job, self.training)
+        self.parts = moved(job.stages or job.trained, self.training)
         self.folder = Path(kit.setup.output_dir) / "checkpoints" / f"trial-{job.trial}"
         self.fingerprint = identity(job, kit.setup)
 
@@ -75,16 +83,17 @@ class Run:
             saved = None
         if self.job.stages and (self.training.save_steps or self.job.keep or self.job.measure):
             self._save()
-        self._report(1.0, evaluate(self.model, self.kit.held), final=True)
+        self._report(1.0, self._evaluate(), ends=True, final=True)
         if Diagnostic.INFLUENCE in self.job.measure:
             self._influence()
         if self.shelf is not None:
-            save(self.model, self.shelf)
+            save(self.model, self.shelf, self.parts)
         return self.result(Status.DONE)
 
     def _begin(self) -> Json | None:
         """Set model, optimizer and seeds; go on from a checkpoint where this trial left one."""
         job = self.job
+        self.model.open(self.parts)
         self.model.reset(job.seed)
         if job.save is not None:
             self.shelf = shelf(Path(job.save), self.model, self.kit.setup)
@@ -120,6 +129,8 @@ class Run:
         if number:
             # What the stages before have drawn may differ from what was expected of them.
             batches.sampler.follow(earlier(job.stages, course.drawn, len(job.space.names)))
+        self.model.move(moved([stage], self.training))
+        self.stepper.use = self.use
         begun, steps = course.begun[number], self.timetable.steps[number]
         steering = Steering(
             stage.reweighter, self.kit, job, batches, begun, steps, self._fixed, self.meter
@@ -143,23 +154,22 @@ class Run:
         course, batches = self.course, self.batches[number]
         steering = self._enter(number, saved)
         while True:
-            lr = self.timetable.lr(number, batches.progress, course)
+            rates = self.timetable.rates(number, batches.progress, course)
             shares = batches.shares
             items = batches.next_step()
             if not items:
                 break
-            self.lr = lr
-            self._step(items, steering)
+            self._step(items, rates, steering)
             course.count(items, shares, steering.weights)
-            self._watch()
+            self.norms.look(course.step, self.lr)
             progress = self.timetable.progress(number, batches.progress)
             # The end of the job has its own report and its own checkpoint.
             reports = progress < 1.0 and _every(self.training.eval_steps, course.step)
             saves = progress < 1.0 and _every(self.training.save_steps, course.step)
-            found = evaluate(self.model, self.kit.held) if reports else None
+            found = self._evaluate() if reports else None
             if steering.due(course.step) and not steering.at_once(course.step):
                 self._ask(steering, course.step, found)
-            goes_on = not reports or self._report(progress, found)
+            goes_on = not reports or self._report(progress, found, ends=batches.progress >= 1.0)
             if saves or (self.training.save_steps and not goes_on):
                 self._save(batches, steering)
             if not goes_on:
@@ -174,11 +184,26 @@ class Run:
             self.diagnostics["turn"] = course.checkpoint
         return True
 
-    def _step(self, items: list[Item], steering: Steering) -> None:
+    @property
+    def number(self) -> int:
+        """The stage that is being trained, from 0; the last one when all are."""
+        return max(0, min(self.course.stage, len(self.job.stages) - 1))
+
+    @property
+    def use(self) -> Use:
+        """How rows pass through the model, in training and evaluation, as things stand."""
+        return self.uses[min(self.course.stage, len(self.uses) - 1)]
+
+    def _evaluate(self) -> Evaluation:
+        """Losses and accuracies on the eval split, as the model is used; a collective call."""
+        return evaluate(self.model, self.kit.held, self.use)
+
+    def _step(self, items: list[Item], rates: Rates, steering: Steering) -> None:
         """One optimizer step on `items`, which are those of all ranks."""
-        step = self.course.step + 1
+        step, stage = self.course.step + 1, self.job.stages[self.number]
+        self.lr = rates.prompt if stage.trainable is Trainable.NONE else rates.weights
         decide = partial(self._ask, steering, step) if steering.at_once(step) else None
-        self._norms.append(self.stepper.take(items, step, self.lr, steering, decide))
+        self.norms.add(self.stepper.take(items, step, rates, steering, decide))
 
     def _learned(self, steering: Steering) -> None:
         """Put what the ended stage's reweighter has come to into the result; a collective call."""
@@ -190,9 +215,9 @@ class Run:
     def _ask(self, steering: Steering, step: int, found: Evaluation | None = None) -> None:
         """Have the reweighter decide, at optimizer step number `step`; a collective call."""
         # What has gone to NaN is the training's fault; the reweighter would only hand it on.
-        self._watch(now=True)
+        self.norms.look(self.course.step, self.lr, now=True)
         if found is None and steering.wants(Signal.VALIDATION_LOSS, step):
-            found = evaluate(self.model, self.kit.held)
+            found = self._evaluate()
         steering.update(step, self.lr, None if found is None else found.losses)
         self._show(steering)
 
@@ -205,53 +230,44 @@ class Run:
         """Report the end of a stage that others follow; False when the answer is to stop."""
         course, batches = self.course, self.batches[number]
         told = bool(course.curve) and course.curve[-1].step == course.step
+        if told and self.use.swapped is not None:
+            told = any(name.startswith(SWAP) for name in course.curve[-1].metrics)
         if told or number == len(self.job.stages) - 1:
             return True
         ended = self.timetable.progress(number, 1.0)
-        if self._report(ended, evaluate(self.model, self.kit.held)):
+        if self._report(ended, self._evaluate(), ends=True):
             return True
         if self.training.save_steps:
             self._save(batches, steering)
         return False
 
-    def _watch(self, now: bool = False) -> None:
-        """Stop a training that has gone to NaN; all ranks see the same norms.
+    def _report(
+        self, progress: float, found: Evaluation | None, ends: bool = False, final: bool = False
+    ) -> bool:
+        """Report a point, which `ends` a stage or not; False when rank 0 is told to stop.
 
-        Raises:
-            TrainingError: says at which step.
+        A collective call.
         """
-        if not self._norms or not (now or len(self._norms) >= self.kit.pace.norms):
-            return
-        norms = torch.stack(self._norms).tolist()
-        first = self.course.step - len(norms) + 1
-        self._norms.clear()
-        for step, norm in enumerate(norms, start=first):
-            if not math.isfinite(norm):
-                raise TrainingError(
-                    f"the gradient of step {step} is {norm} (learning rate {self.lr:.3g}); "
-                    "lower learning_rate or look for broken rows"
-                )
-
-    def _report(self, progress: float, found: Evaluation | None, final: bool = False) -> bool:
-        """Report a point; False when rank 0 is told to stop. A collective call."""
         assert found is not None
-        self._watch(now=True)
+        self.norms.look(self.course.step, self.lr, now=True)
         names, course = self.job.space.names, self.course
         sums, tokens = self.window.sums(self.world), self.window.tokens
-        metrics = found.metrics(names, "eval") | leaks(self.model, self.kit.leak)
+        metrics = found.metrics(names, "eval") | leaks(self.model, self.kit.leak, self.use)
         if tokens.any():
             metrics["train/loss"] = float(sums.sum() / tokens.sum())
             metrics["train/lr"] = self.lr
             metrics |= _present("train/{}/loss", names, means(sums, tokens))
-        number = max(0, min(course.stage, len(self.job.stages) - 1))
         metrics |= self.mix
+        if ends and self.use.swapped is not None:
+            other = evaluate(self.model, self.kit.held, self.use.swapped)
+            metrics |= other.metrics(names, SWAP)
         if final:
             metrics |= self._verdict()
         self.window.clear()
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(f"{bad[0]} is {metrics[bad[0]]} after step {course.step}")
-        point = Point(course.step, progress, metrics, number)
+        point = Point(course.step, progress, metrics, self.number)
         course.curve.append(point)
         return self.world.told(self.report(point) if self.world.first else True)
 
@@ -262,7 +278,7 @@ class Run:
             drawn = joined(self.course.drawn, [stage.budget.unit for stage in self.job.stages])
             metrics = {f"mix/{part.domain}/realised": part.share for part in drawn}
         if self.kit.test is not None:
-            metrics |= evaluate(self.model, self.kit.test).metrics(names, "test")
+            metrics |= evaluate(self.model, self.kit.test, self.use).metrics(names, "test")
         return metrics
 
     def _influence(self) -> None:
@@ -292,7 +308,7 @@ class Run:
         folder: Path | None = None,
     ) -> None:
         """Write a checkpoint, between two steps; a collective call."""
-        self._watch(now=True)
+        self.norms.look(self.course.step, self.lr, now=True)
         world, folder = self.world, folder or self.folder
         state = {
             "job": self.fingerprint,
@@ -301,6 +317,7 @@ class Run:
             "diagnostics": self.diagnostics,
             "course": self.course.state(self._seconds()),
             "extra": self.meter.thirds,
+            "charged": self.meter.state(),
             "window": self.window.state(world),
             "lr": self.lr,
             "mix": self.mix,
@@ -308,36 +325,23 @@ class Run:
             "batches": batches and batches.state(),
             "steering": steering and steering.state(),
         }
-        tensors = {
-            "model": {name: whole(p) for name, p in self.model.parameters.items()},
-            "optimizer": moments(self.optimizer, self.model.parameters),
-        }
+        held = tensors(self.model, self.optimizer)
         with together(world):
             if world.first:
-                checkpoint.write(folder, self.course.step, state, tensors)
+                checkpoint.write(folder, self.course.step, state, held)
         self.course.checkpoint = str(checkpoint.place(folder, self.course.step))
 
     def _resume(self) -> Json | None:
         """Take up the newest whole checkpoint of this very job; None: there is none."""
-        world, saved, weights, slots = self.world, None, {}, {}
-        with together(world):
-            found = previous(self.folder, self.job, self.kit.setup) if world.first else None
-            if found is not None:
-                folder, saved = found
-                weights = checkpoint.tensors(folder, "model")
-                slots = checkpoint.tensors(folder, "optimizer")
-        saved = world.told(saved)
+        saved, world = take_up(self.folder, self.job, self.kit, self.optimizer), self.world
         if saved is None:
             return None
-        for name, parameter in self.model.parameters.items():
-            fill(parameter, weights.get(name), world)
-        names = world.told(sorted(slots))
-        set_moments(self.optimizer, self.model.parameters, slots, names, world)
         self.course = Course.restored(saved["course"])
         if saved["job"] == self.fingerprint:
             self.course.checkpoint = str(checkpoint.place(self.folder, self.course.step))
             self.diagnostics = saved["diagnostics"]
             self.meter.thirds = saved.get("extra", 0)
+            self.meter.restore(saved.get("charged", {}))
         else:
             # The shared stage is paid for, but what was learned in it is this job's, too.
             self.diagnostics = {k: v for k, v in saved["diagnostics"].items() if k == LEARNED}

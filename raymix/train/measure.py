@@ -13,11 +13,17 @@ from torch import Tensor
 
 from raymix.core.job import Json
 from raymix.core.simplex import Vector
-from raymix.data.batches import IGNORED, Item, Rows, collate
+from raymix.data.batches import IGNORED, Item, Rows, collate, length
 from raymix.train.shard import World
 
 
-def passes(items: Sequence[Item], limit: int, ranks: int, overhead: int) -> list[list[Item]]:
+def passes(
+    items: Sequence[Item],
+    limit: int,
+    ranks: int,
+    overhead: int,
+    slots: Sequence[int] | None = None,
+) -> list[list[Item]]:
     """Cut a step's items into forward passes that waste little on padding.
 
     Items are sorted by length and cut where that costs least (dynamic programming). A step's loss
@@ -28,12 +34,13 @@ def passes(items: Sequence[Item], limit: int, ranks: int, overhead: int) -> list
         limit: most items of one pass, over all ranks.
         ranks: among which each pass is divided.
         overhead: what a pass costs beside its tokens, in tokens of one rank.
+        slots: of a soft prompt before each row of a domain [K]; None: there are none.
 
     Returns:
         Passes, those of the longest items first: what does not fit into memory fails at once.
     """
-    ordered = sorted(items, key=lambda item: item.tokens)
-    lengths = np.array([item.tokens for item in ordered])
+    ordered = sorted(items, key=lambda item: length(item, slots))
+    lengths = np.array([length(item, slots) for item in ordered])
     count = len(ordered)
     if count <= limit and lengths[-1] * count - lengths.sum() <= overhead * ranks:
         return [ordered]
@@ -58,7 +65,8 @@ class Micro:
     `index` [N]: places in the flattened [P * T] tokens whose prediction is judged; `targets` [N]:
     the tokens that come next; `domains` [N]: their domains; `scale` [N]: what a token's loss counts
     in the step's loss; `reference` [N]: its loss under the reference weights, where they are asked
-    about.
+    about. `slots` [S]: places in the flattened tokens that the soft prompt fills; None: no soft
+    prompt is in use. `adapted`: whether the pass goes through the adapters; None: as they are set.
     """
 
     input_ids: Tensor
@@ -68,6 +76,8 @@ class Micro:
     domains: Tensor
     scale: Tensor
     reference: Tensor | None = None
+    slots: Tensor | None = None
+    adapted: bool | None = None
 
 
 def share(part: Sequence[Item], rank: int, ranks: int) -> Sequence[Item]:
@@ -83,6 +93,8 @@ def micro(
     device: torch.device,
     multiple: int = 1,
     reference: NDArray[np.float32] | None = None,
+    slots: Sequence[int] | None = None,
+    adapted: bool | None = None,
 ) -> Micro:
     """The tensors of `items`; of a batch without any loss where there are none.
 
@@ -93,14 +105,16 @@ def micro(
         device: where the tensors go.
         multiple: width is padded to a multiple of this.
         reference: loss of each loss-bearing token under other weights [N], item by item.
+        slots: of a soft prompt before each row of a domain [K]; None: no soft prompt is in use.
+        adapted: whether the pass goes through the adapters; None: as they are set.
     """
     if not items:
-        nothing = np.zeros(0, dtype=np.int64)
+        places = nothing = np.zeros(0, dtype=np.int64)
         ids, positions, index, targets, domains = np.zeros((1, 2), np.int64), None, *[nothing] * 3
     else:
-        width = -(-max(item.tokens for item in items) // multiple) * multiple
-        batch = collate(items, tables, width)
-        ids, positions = batch.input_ids, batch.position_ids
+        width = -(-max(length(item, slots) for item in items) // multiple) * multiple
+        batch = collate(items, tables, width, slots)
+        ids, positions, places = batch.input_ids, batch.position_ids, batch.slots
         following = batch.labels[:, 1:]
         rows, columns = np.nonzero(following != IGNORED)
         index, targets = rows * width + columns, following[rows, columns]
@@ -117,6 +131,8 @@ def micro(
         put(domains),
         put(scale[domains]),
         None if reference is None else put(reference),
+        None if slots is None else put(places),
+        adapted,
     )
 
 

@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raymix.core.errors import TrainingError
 from raymix.train.measure import Micro
-from raymix.train.shard import World, fill, local, reshard
+from raymix.train.parts import Part
+from raymix.train.prompt import NAME, PARAMETER, SoftPrompt, Start
+from raymix.train.shard import World, fill, local, reshard, together, whole
 
 
 class Model:
     """The module, the weights it starts every job from, and how its losses are read.
 
-    `parameters` are those that training moves, by name; `base` are the pretrained values of this
-    rank's part of everything, kept in host memory so that a reset is a copy. `dtype` is what the
-    trained model is saved in.
+    `parameters` are those that a training moves in any of its stages, by name (see `open`), of
+    which each stage moves its own (see `move`); the others have no gradients. The pretrained values
+    of this rank's part of everything are kept in host memory, so that a reset is a copy. `dtype` is
+    what the trained model is saved in.
+
+    Args:
+        path: folder or hub id.
+        module: the transformers model, in peft's wrapper where it has adapters. What may move at
+            all asks for gradients: FSDP2 looks once at what it will have to reduce.
+        world: whose workers hold it.
+        bf16: whether forward and backward run in bf16.
+        dtype: what the trained model is saved in.
+        start: what its soft prompt starts from, where it has one.
     """
 
     def __init__(
-        self, path: str, module: nn.Module, world: World, *, bf16: bool, dtype: torch.dtype
+        self,
+        path: str,
+        module: nn.Module,
+        world: World,
+        *,
+        bf16: bool,
+        dtype: torch.dtype,
+        start: Start | None = None,
     ) -> None:
         self.path, self.module, self.world, self.dtype = path, module, world, dtype
+        self._start = start
+        self._prompt: SoftPrompt | None = getattr(core(module), NAME, None)
+        self._tuned = [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
         self.embedding: nn.Module = core(module).get_input_embeddings()
         self.vocabulary = int(self.embedding.num_embeddings)
         self._bf16 = bf16
@@ -38,31 +62,81 @@ class Model:
         self._headed = head is not None
         self._selects = self._probe() and self._headed
         reshard(module)
-        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._named: dict[Part, dict[str, nn.Parameter]] = {part: {} for part in Part}
+        for name, parameter in module.named_parameters():
+            part = part_of(name)
+            self._named[part][name if part is Part.ADAPTERS else plain_name(name)] = parameter
+        self._movable = {p for p in module.parameters() if p.requires_grad}
         kept = [*module.named_parameters(), *module.named_buffers()]
-        self._live = [local(tensor) for name, tensor in kept if not _is_adapter(name)]
+        self._live = [local(tensor) for name, tensor in kept if part_of(name) is Part.WEIGHTS]
         self._base = [_host_copy(tensor) for tensor in self._live]
+        self.open({Part.ADAPTERS if self._tuned else Part.WEIGHTS})
         self.reset(0)
 
+    def named(self, part: Part) -> Mapping[str, nn.Parameter]:
+        """All parameters of a part, whether they move or not; weights by their plain names."""
+        return self._named[part]
+
+    def open(self, parts: Collection[Part]) -> None:
+        """Have `parameters` be those of `parts`; all of them move until `move` says otherwise."""
+        found = [named for part, named in self._named.items() if part in parts]
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter
+            for named in found
+            for name, parameter in named.items()
+            if parameter in self._movable
+        }
+        self.move(parts)
+
+    def move(self, parts: Collection[Part]) -> None:
+        """Have only the parameters of `parts` get gradients from now on."""
+        reshard(self.module)
+        self._moving = frozenset(parts)
+        for part, named in self._named.items():
+            for parameter in named.values():
+                parameter.requires_grad_(part in parts and parameter in self._movable)
+
+    def learns(self, micro: Micro) -> bool:
+        """Whether a backward pass over `micro` reaches anything that moves."""
+        return bool(self._moving - {Part.ADAPTERS}) or micro.adapted is not False
+
     def reset(self, seed: int) -> None:
-        """Back to the pretrained weights, in place; adapters are drawn anew from `seed`."""
+        """Back to the pretrained weights; adapters and soft prompt are drawn anew from `seed`."""
         reshard(self.module)
         with torch.no_grad():
             torch._foreach_copy_(self._live, self._base)
         self.module.zero_grad(set_to_none=True)
+        self.adapt(True)
         generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.parameters.items():
-            if not _is_adapter(name):
-                continue
+        for name, parameter in self._named[Part.ADAPTERS].items():
             start = torch.zeros(parameter.shape)
             if "lora_A" in name or "lora_embedding_B" in name:
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
             fill(parameter, start, self.world)
+        if self._start is not None:
+            self._draw(self._start, seed)
+
+    def _draw(self, start: Start, seed: int) -> None:
+        embedding: Any = self.embedding
+        embedding = getattr(embedding, "base_layer", embedding)
+        weight, drawn = whole(embedding.weight), None
+        with together(self.world):
+            if self.world.first:
+                drawn = start(seed, embedding, weight.to(self.world.device))
+        fill(self._named[Part.PROMPT][PARAMETER], drawn, self.world)
+
+    def adapt(self, on: bool) -> None:
+        """Switch the adapters on or off; what moves stays what it is (peft's own way changes it).
+
+        They stay so until the next call: checkpointed blocks run again in the backward pass.
+        """
+        for layer in self._tuned:
+            layer._disable_adapters = not on
 
     def moved(self) -> float:
         """Norm of what training has changed over the norm of the pretrained weights; collective.
 
-        Adapters are not counted: what they start from is arbitrary.
+        Adapters and soft prompt are not counted: what they start from is arbitrary.
         """
         parts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for live, base in zip(self._live, self._base, strict=True):
@@ -74,12 +148,12 @@ class Model:
 
     def losses(self, micro: Micro) -> Tensor:
         """Loss of each loss-bearing token of `micro` [N], nats, fp32."""
-        logits = self.logits(micro.input_ids, micro.position_ids, micro.index)
+        logits = self._passed(micro)
         return cross_entropy(logits.float(), micro.targets, reduction="none")
 
     def judged(self, micro: Micro) -> tuple[Tensor, Tensor]:
         """The same, and whether each token is the model's greedy choice [N], from one pass."""
-        logits = self.logits(micro.input_ids, micro.position_ids, micro.index)
+        logits = self._passed(micro)
         losses = cross_entropy(logits.float(), micro.targets, reduction="none")
         return losses, logits.argmax(dim=-1) == micro.targets
 
@@ -97,6 +171,18 @@ class Model:
             states, self._head.keeps, self._head.states = self._head.states, False, None
         assert states is not None
         return losses, states
+
+    def _passed(self, micro: Micro) -> Tensor:
+        """Logits [N, V] of `micro`, by the way that it is to take through the model."""
+        if micro.adapted is not None:
+            self.adapt(micro.adapted)
+        if self._prompt is None:
+            return self.logits(micro.input_ids, micro.position_ids, micro.index)
+        self._prompt.places = micro.slots
+        try:
+            return self.logits(micro.input_ids, micro.position_ids, micro.index)
+        finally:
+            self._prompt.places = None
 
     def logits(self, ids: Tensor, positions: Tensor | None, index: Tensor) -> Tensor:
         """Logits [N, V] at the places `index` of the flattened [P * T] tokens."""
@@ -189,8 +275,11 @@ def plain_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def _is_adapter(name: str) -> bool:
-    return ".lora_" in name
+def part_of(name: str) -> Part:
+    """The part of the model that a parameter or buffer belongs to."""
+    if plain_name(name) == PARAMETER:
+        return Part.PROMPT
+    return Part.ADAPTERS if ".lora_" in name else Part.WEIGHTS
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

@@ -12,17 +12,32 @@ from torch.optim import AdamW
 
 from raymix.train import checkpoint
 from raymix.train.config import Training
+from raymix.train.parts import Part
+from raymix.train.prompt import PARAMETER
 from raymix.train.shard import World, fill, local, together, whole
 
 
 def adamw(parameters: Mapping[str, Tensor], training: Training) -> AdamW:
-    """AdamW over `parameters`; norms and biases (everything of one dimension) do not decay."""
+    """AdamW over `parameters`.
+
+    Norms and biases (everything of one dimension) do not decay, nor does a soft prompt. Each group
+    says in `part` whether it is the soft prompt's. What has no gradient in a step keeps its values
+    and its moments.
+    """
+    prompt = [p for name, p in parameters.items() if name == PARAMETER]
+    others = [p for name, p in parameters.items() if name != PARAMETER]
     groups = [
         {
-            "params": [p for p in parameters.values() if p.ndim >= 2],
+            "params": [p for p in others if p.ndim >= 2],
             "weight_decay": training.weight_decay,
+            "part": Part.WEIGHTS,
         },
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in others if p.ndim < 2],
+            "weight_decay": 0.0,
+            "part": Part.WEIGHTS,
+        },
+        {"params": prompt, "weight_decay": 0.0, "part": Part.PROMPT},
     ]
     return AdamW(
         [group for group in groups if group["params"]],
@@ -67,6 +82,8 @@ def clip(parameters: Iterable[Tensor], limit: float, world: World) -> Tensor:
     The norm is over all ranks: a scalar on the device, the same everywhere; nothing waits for it.
     """
     gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    if not gradients:  # of no row that reaches what moves
+        return torch.zeros((), device=world.device)
     norms = torch.stack(torch._foreach_norm(gradients))
     norm = world.summed(norms.square().sum()).sqrt()
     if limit > 0:
@@ -90,7 +107,7 @@ def set_moments(
     names: Iterable[str],
     world: World,
 ) -> None:
-    """Give `optimizer` the state that `moments` returned.
+    """Give `optimizer` the state that `moments` returned, of those parameters that it has.
 
     Args:
         optimizer: fresh, over `parameters`.
@@ -101,6 +118,8 @@ def set_moments(
     """
     for entry in names:
         name, key = entry.rsplit("/", 1)
+        if name not in parameters:
+            continue
         parameter = parameters[name]
         target = (
             torch.zeros((), device=parameter.device)

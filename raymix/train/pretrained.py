@@ -1,50 +1,69 @@
-"""Models in Hugging Face form: read with workers' shards in mind, and written back."""
+"""Models in Hugging Face form, read with workers' shards in mind."""
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from raymix.core.errors import CheckpointError, TrainingError
+from raymix.core.errors import TrainingError
 from raymix.train import checkpoint
 from raymix.train.config import Setup, Training
-from raymix.train.model import Model, core, plain_name
-from raymix.train.shard import World, fill, split, together, whole
+from raymix.train.model import Model, core, part_of, plain_name
+from raymix.train.parts import Part
+from raymix.train.prompt import PARAMETER, extend, starting
+from raymix.train.shard import World, fill, split, together
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
 
 
-def load(path: str, training: Training, world: World, *, lora: bool, trust: bool) -> Model:
+def load(
+    path: str,
+    training: Training,
+    world: World,
+    *,
+    lora: bool,
+    trust: bool,
+    prompt: bool = False,
+    tokenizer: str | None = None,
+) -> Model:
     """Build the model at `path` (folder or hub id) in fp32, sharded where there are workers.
 
     With workers only rank 0 reads the weights; the others take their shards from it.
 
+    Args:
+        path: folder or hub id.
+        training: settings.
+        world: whose workers hold it.
+        lora: whether it has adapters.
+        trust: whether code that comes with it is run.
+        prompt: whether it has a soft prompt.
+        tokenizer: folder or hub id, where it is not the model's own.
+
     Raises:
-        TrainingError: nothing can be loaded from `path`, or it is no decoder-only model.
+        TrainingError: nothing can be loaded from `path`, it is no decoder-only model, or it cannot
+            have a soft prompt.
     """
     bf16 = uses_bf16(training, world)
     attention = training.attn_implementation
-    with _quiet():
+    with quiet():
         with together(world):
             config = _config(path, trust)
             source = _pretrained(path, attention, trust) if world.first else None
         dtype = _stored_dtype(config)
         if world.size == 1 and source is not None:
-            module = adapted(source, training) if lora else source
+            module = _grown(source, path, training, lora, prompt)
             module.to(world.device)
         else:
             with init_empty_weights(include_buffers=False):
@@ -54,7 +73,7 @@ def load(path: str, training: Training, world: World, *, lora: bool, trust: bool
                     attn_implementation=attention,
                     trust_remote_code=trust,
                 )
-                module = adapted(module, training) if lora else module
+                module = _grown(module, path, training, lora, prompt)
     inner = core(module)
     inner.tie_weights()  # meta-device loading takes tied weights apart
     inner.config.use_cache = False
@@ -71,7 +90,8 @@ def load(path: str, training: Training, world: World, *, lora: bool, trust: bool
         split(module, blocks, world, bf16)
         _materialise(module, world)
         _take(module, source, world)
-    model = Model(path, module, world, bf16=bf16, dtype=dtype)
+    start = starting(training, tokenizer or path) if prompt else None
+    model = Model(path, module, world, bf16=bf16, dtype=dtype, start=start)
     if training.packing and not model.isolates():
         raise TrainingError(
             f"model '{path}' ({config.model_type}) lets packed examples see each other; "
@@ -118,6 +138,17 @@ def _pretrained(path: str, attention: str | None, trust: bool) -> Any:
         raise TrainingError(f"cannot load model '{path}': {error}") from error
 
 
+def _grown(inner: Any, path: str, training: Training, lora: bool, prompt: bool) -> Any:
+    """`inner` with what it is to have beside its weights, which may all still move."""
+    movable = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    module = adapted(inner, training) if lora else inner
+    for parameter in movable:
+        parameter.requires_grad_(True)
+    if prompt:
+        extend(core(module), path, training)
+    return module
+
+
 def adapted(module: Any, training: Training) -> Any:
     """`module` with frozen weights and LoRA adapters beside its linear layers."""
     targets = training.lora_target_modules
@@ -157,12 +188,11 @@ def _materialise(module: nn.Module, world: World) -> None:
 
 
 def _take(module: nn.Module, source: Any, world: World) -> None:
-    """Copy rank 0's pretrained weights into the shards; adapters are set by `Model.reset`."""
+    """Copy rank 0's pretrained weights into the shards; the rest is set by `Model.reset`."""
     values = dict(source.named_parameters()) if source is not None else {}
     for name, parameter in module.named_parameters():
-        if "lora_" in name:
-            continue
-        fill(parameter, values[plain_name(name)] if values else None, world)
+        if part_of(name) is Part.WEIGHTS:
+            fill(parameter, values[plain_name(name)] if values else None, world)
 
 
 def start_from(model: Model, folder: Path) -> None:
@@ -176,28 +206,29 @@ def start_from(model: Model, folder: Path) -> None:
         if model.world.first:
             found = _weights(folder, model)
     names = model.world.told(sorted(found))
-    for name, parameter in model.module.named_parameters():
-        key = name if name in names else plain_name(name)
-        if key in names:
-            fill(parameter, found.get(key), model.world)
+    for part in Part:
+        for name, parameter in model.named(part).items():
+            if name in names:
+                fill(parameter, found.get(name), model.world)
 
 
 def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
-    shapes = {plain_name(n): p.shape for n, p in model.module.named_parameters()}
-    wanted = {name for name in shapes if ".lora_" not in name}
-    shapes |= {n: p.shape for n, p in model.parameters.items()}
+    shapes = {n: p.shape for part in Part for n, p in model.named(part).items()}
+    wanted = set(model.named(Part.WEIGHTS))
     said = f"cannot start '{model.path}' from weights in {folder}"
     if checkpoint.is_checkpoint(folder):
         checkpoint.read(folder)
         found = checkpoint.tensors(folder, "model")
         wanted = set()  # it has those that were trained
     else:
-        with _quiet():
+        with quiet():
             source = _pretrained(str(folder), None, False)
         kinds = [config.model_type for config in (source.config, core(model.module).config)]
         if kinds[0] != kinds[1]:
             raise TrainingError(f"{said}: they are of a {kinds[0]} model, it is a {kinds[1]} model")
         found = dict(source.named_parameters())
+    if PARAMETER in found and PARAMETER not in shapes:
+        raise TrainingError(f"{said}: they have a soft prompt, which no stage of this job uses")
     wrong = [name for name, value in found.items() if shapes.get(name) != value.shape]
     wrong += sorted(wanted - found.keys())
     if wrong or not found:
@@ -206,63 +237,11 @@ def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
     return found
 
 
-@dataclass(frozen=True)
-class Shelf:
-    """Where a trained model goes, and the tokenizer that goes with it (on rank 0)."""
-
-    folder: Path
-    tokenizer: Any
-
-
-def shelf(folder: Path, model: Model, setup: Setup) -> Shelf:
-    """See before a training that what it makes can be saved; a collective call.
-
-    Raises:
-        TrainingError: there is no tokenizer, or `folder` holds something that is no model, or
-            cannot be made.
-    """
-    tokenizer = None
-    with together(model.world):
-        if model.world.first:
-            kept = folder.is_dir() and any(folder.iterdir())
-            if kept and not any((folder / name).exists() for name in _MARKS):
-                raise TrainingError(f"will not save a model to {folder}: it holds something else")
-            if folder.exists() and not folder.is_dir():
-                raise TrainingError(f"cannot save a model to {folder}: it is a file")
-            try:
-                shutil.rmtree(_draft(folder), ignore_errors=True)
-                _draft(folder).mkdir(parents=True)
-                _draft(folder).rmdir()
-            except OSError as error:
-                raise TrainingError(f"cannot save a model to {folder}: {error}") from error
-            tokenizer = _tokenizer(model.path, setup)
-    return Shelf(folder, tokenizer)
-
-
-def _draft(folder: Path) -> Path:
-    """Where a model is written before it appears in `folder`, whole."""
-    return folder.with_name(f".draft-{folder.name}")
-
-
-_MARKS = ("config.json", "adapter_config.json")
-
-
-def _tokenizer(path: str, setup: Setup) -> Any:
-    path = setup.tokenizer or path
-    tokenizer = tokenizer_at(path, setup)
-    try:
-        if setup.chat_template is not None:
-            tokenizer.chat_template = Path(setup.chat_template).read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot load tokenizer '{path}': {error}") from error
-    return tokenizer
-
-
 def tokenizer_at(path: str, setup: Setup) -> Any:
     """The tokenizer in a folder or on the hub.
 
     Raises:
-        TrainingError: nothing can be loaded from there.
+        TrainingError: there is none.
     """
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=setup.trust_remote_code)
@@ -292,51 +271,8 @@ def same_tokenizer(folder: Path, path: str, setup: Setup) -> None:
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-def save(model: Model, shelf: Shelf) -> None:
-    """Write `model` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
-
-    Full weights in the dtype that the base came in, or the adapters alone where there are some;
-    the tokenizer's files beside them. A collective call.
-
-    Raises:
-        CheckpointError: it could not be written.
-    """
-    folder = shelf.folder
-    inner = core(model.module)
-    weights = {}
-    for name, parameter in model.parameters.items():
-        full = whole(parameter)
-        if model.world.first:
-            weights[name] = full.to(model.dtype)
-    with together(model.world):
-        if not model.world.first:
-            return
-        draft = _draft(folder)
-        try:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            with _quiet():
-                cast(Any, model.module).save_pretrained(draft, state_dict=weights)
-            if not isinstance(model.module, PeftModel):
-                # The module itself is fp32 and does not cache; whoever loads it may want both.
-                inner.config.use_cache, inner.config.dtype = True, model.dtype
-                inner.config.save_pretrained(draft)
-            shelf.tokenizer.save_pretrained(draft)
-            folder.mkdir(exist_ok=True)
-            for stale in folder.glob("*.safetensors*"):
-                stale.unlink()
-            for file in draft.iterdir():
-                file.replace(folder / file.name)
-            draft.rmdir()
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise CheckpointError(f"cannot save the model to {folder}: {error}") from error
-        finally:
-            inner.config.use_cache, inner.config.dtype = False, torch.float32
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar of weights being read: a study loads models in many processes."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()

@@ -20,8 +20,11 @@ from raymix.train.kit import Kit
 from raymix.train.measure import Micro, Window, loss_tokens, micro, passes, share
 from raymix.train.meter import Meter
 from raymix.train.optim import clip
+from raymix.train.parts import Part
 from raymix.train.shard import reshard
 from raymix.train.steer import Steering
+from raymix.train.timetable import Rates
+from raymix.train.use import PLAIN
 
 Decide = Callable[[], None]
 """Has the reweighter take its decision now."""
@@ -38,17 +41,20 @@ class Stepper:
         optimizer: over the model's parameters.
         window: hears the training loss for reports.
         meter: counts what passes through the model beside the steps' own tokens.
+
+    `use` says how rows pass through the model in the stage that is being trained.
     """
 
     def __init__(self, kit: Kit, optimizer: AdamW, window: Window, meter: Meter) -> None:
         self._kit, self._model, self._world = kit, kit.model, kit.model.world
         self._optimizer, self._window, self._meter = optimizer, window, meter
+        self.use = PLAIN
 
     def take(
         self,
         items: Sequence[Item],
         number: int,
-        lr: float,
+        rates: Rates,
         steering: Steering,
         decide: Decide | None,
     ) -> Tensor:
@@ -57,7 +63,7 @@ class Stepper:
         Args:
             items: of all ranks.
             number: of the step, the job's first is 1.
-            lr: learning rate.
+            rates: learning rates.
             steering: says what a token of each domain counts, and what is measured.
             decide: moves `steering`'s weights in this very step; None: nobody waits for it.
         """
@@ -75,13 +81,13 @@ class Stepper:
             if heard is not None:
                 heard.count(tokens)
         self._window.count(tokens)
-        if decide is not None:
-            # What was looked at for the decision has left weights gathered that now change.
+        if decide is not None or self.use.adapted is not None:
+            # What was only looked at has left weights gathered that now change.
             reshard(self._model.module)
         parameters = self._model.parameters.values()
         norm = clip(parameters, self._kit.setup.training.max_grad_norm, self._world)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = rates.prompt if group["part"] is Part.PROMPT else rates.weights
         self._optimizer.step()
         self._optimizer.zero_grad()
         return norm
@@ -151,7 +157,7 @@ class Stepper:
         with torch.no_grad():
             for batch in self._passes(items, nothing, instruments):
                 instruments.add(batch, self._model.losses(batch))
-        self._meter.looked(sum(item.tokens for item in items))
+        self._meter.looked(sum(item.tokens for item in items) + self.use.extra(items))
         self._model.module.train()
 
     def _backward(
@@ -162,9 +168,13 @@ class Stepper:
         reported: bool = True,
     ) -> None:
         """Add the gradient of `items` to what is in `.grad`; [K] `scale` is a token's weight."""
+        self._meter.trained(self.use.extra(items))
         for batch in self._passes(items, scale, heard):
-            losses = self._model.losses(batch)
-            torch.autograd.backward((losses * batch.scale).sum())
+            learns = self._model.learns(batch)
+            with torch.set_grad_enabled(learns):
+                losses = self._model.losses(batch)
+            if learns:
+                torch.autograd.backward((losses * batch.scale).sum())
             if reported:
                 self._window.add(batch, losses)
             if heard is not None:
@@ -178,9 +188,10 @@ class Stepper:
         Every rank takes its contiguous part of each pass, which is nothing where there are fewer
         items than ranks: FSDP2 needs the same passes on all.
         """
-        kit, world, pace = self._kit, self._world, self._kit.pace
+        kit, world, pace, slots = self._kit, self._world, self._kit.pace, self.use.slots
         limit = kit.setup.training.per_device_train_batch_size * world.size
-        for part in passes(items, limit, world.size, pace.overhead):
-            mine = share(part, world.rank, world.size)
-            known = None if heard is None else heard.reference(mine)
-            yield micro(mine, kit.train, scale, world.device, pace.width, known)
+        for group, adapted in self.use.groups(items):
+            for part in passes(group, limit, world.size, pace.overhead, slots):
+                mine = share(part, world.rank, world.size)
+                known = None if heard is None else heard.reference(mine)
+                yield micro(mine, kit.train, scale, world.device, pace.width, known, slots, adapted)

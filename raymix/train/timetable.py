@@ -12,6 +12,14 @@ from raymix.train.optim import rate
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Learning rates of one step: of weights and adapters, and of the soft prompt."""
+
+    weights: float
+    prompt: float
+
+
+@dataclass(frozen=True)
 class Timetable:
     """`steps` are the optimizer steps that each of `stages` is expected to take."""
 
@@ -19,8 +27,11 @@ class Timetable:
     stages: Sequence[Stage]
     steps: Sequence[int]
 
-    def lr(self, number: int, progress: float, course: Course) -> float:
-        """The learning rate of the next step of stage `number`, `progress` of which is spent."""
+    def rates(self, number: int, progress: float, course: Course) -> Rates:
+        """Those of the next step of stage `number`, `progress` of which is spent.
+
+        The schedule is one; a stage's own learning rate is that of its weights.
+        """
         starts = [0, *(i for i in range(1, len(self.stages)) if self.stages[i].restart)]
         first = max(i for i in starts if i <= number)
         last = min((i for i in starts if i > number), default=len(self.stages))
@@ -29,7 +40,8 @@ class Timetable:
         since = course.step - course.begun[first]
         factor = rate(self.training, done / sum(steps), since, sum(steps))
         own = self.stages[number].learning_rate
-        return factor * (self.training.learning_rate if own is None else own)
+        weights = factor * (self.training.learning_rate if own is None else own)
+        return Rates(weights, factor * self.training.prompt_learning_rate)
 
     def progress(self, number: int, progress: float) -> float:
         """Share of the job's budget spent, 0 to 1, with `progress` of stage `number` spent."""

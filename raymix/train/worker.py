@@ -11,7 +11,7 @@ from accelerate.utils import release_memory
 from accelerate.utils.memory import should_reduce_batch_size
 
 from raymix.core.errors import CheckpointError, RaymixError, TrainingError
-from raymix.core.job import Prompt, Status, Trainable, TrainJob, TrainResult
+from raymix.core.job import Status, TrainJob, TrainResult
 from raymix.data.store import Table, open_table
 from raymix.train.config import Setup
 from raymix.train.evaluate import HeldOut
@@ -19,22 +19,28 @@ from raymix.train.kit import Kit
 from raymix.train.leak import leak_of
 from raymix.train.loop import Report, Run
 from raymix.train.model import Model
+from raymix.train.parts import built
 from raymix.train.pretrained import load
+from raymix.train.refuse import refuse
 from raymix.train.shard import World, together
 
 log = logging.getLogger(__name__)
+
+_Kind = tuple[str, bool, bool]
+"""A model's name, whether it has adapters, and whether it has a soft prompt."""
 
 
 class Worker:
     """One process of a group that trains jobs together.
 
-    Models are built once per name and reset in place, tables stay mapped. Every rank of `world`
+    Models are built once per name and what they have (adapters, a soft prompt) and reset in place,
+    tables stay mapped. Every rank of `world`
     makes the same calls.
     """
 
     def __init__(self, setup: Setup, world: World | None = None) -> None:
         self.setup, self.world = setup, world or World()
-        self._models: dict[tuple[str, bool], Model] = {}
+        self._models: dict[_Kind, Model] = {}
         self._tables: dict[tuple[str, str], Table] = {}
         self._kits: dict[tuple[object, ...], Kit] = {}
         self._held: dict[tuple[tuple[str, ...], str], HeldOut] = {}
@@ -70,17 +76,15 @@ class Worker:
         `job.test` is heeded where every domain of the job has a test split, for a mean over some of
         them would not compare with eval's. Else there is no test to evaluate and no error.
         """
-        _refuse(job)
-        lora = self.setup.training.use_peft or any(
-            stage.trainable is Trainable.LORA for stage in (*job.stages, *job.trained)
-        )
+        refuse(job, self.setup.training)
+        kind = (job.model, *built(job, self.setup.training))
         trains = bool(job.stages or job.measure)
-        shape = (job.model, lora, job.space.names, trains, job.test)
+        shape = (kind, job.space.names, trains, job.test)
         if shape not in self._kits:
-            self._kits[shape] = self._assemble(job, lora)
+            self._kits[shape] = self._assemble(job, kind)
         return self._kits[shape]
 
-    def _assemble(self, job: TrainJob, lora: bool) -> Kit:
+    def _assemble(self, job: TrainJob, kind: _Kind) -> Kit:
         names = job.space.names
         tests = job.test and all("test" in self.setup.stores.get(name, {}) for name in names)
         with together(self.world):
@@ -91,7 +95,7 @@ class Worker:
                 known = ", ".join(self.setup.models)
                 raise TrainingError(f"unknown model '{job.model}'; known: {known}")
             leak = leak_of(self.setup, self.setup.models[job.model], names)
-        model = self._model(job.model, lora)
+        model = self._model(*kind)
         for table in (
             *train,
             *held.tables,
@@ -101,16 +105,19 @@ class Worker:
             _fits(table, model)
         return Kit(self.setup, model, train, held, test, leak)
 
-    def _model(self, name: str, lora: bool) -> Model:
-        if (name, lora) not in self._models:
-            self._models[name, lora] = load(
+    def _model(self, name: str, lora: bool, prompt: bool = False) -> Model:
+        kind = (name, lora, prompt)
+        if kind not in self._models:
+            self._models[kind] = load(
                 self.setup.models[name],
                 self.setup.training,
                 self.world,
                 lora=lora,
                 trust=self.setup.trust_remote_code,
+                prompt=prompt,
+                tokenizer=self.setup.tokenizer,
             )
-        return self._models[name, lora]
+        return self._models[kind]
 
     def _open(self, names: Sequence[str], split: str) -> list[Table]:
         for name in names:
@@ -126,20 +133,6 @@ class Worker:
             batch = self.setup.training.per_device_eval_batch_size
             self._held[names, split] = HeldOut(self._open(names, split), rows, batch)
         return self._held[names, split]
-
-
-def _refuse(job: TrainJob) -> None:
-    """Say at the start what this version does not train or measure."""
-    for stage in job.stages:
-        if stage.trainable is Trainable.NONE or stage.prompt is not Prompt.OFF:
-            raise TrainingError("soft prompts (stage.prompt) are not supported yet")
-    if len({stage.trainable for stage in job.stages}) > 1:
-        raise TrainingError("all stages of a job must move the same weights")
-    if job.measure and not (job.stages or (job.trained and job.start)):
-        raise TrainingError(
-            f"diagnostic '{min(job.measure)}' is of a trained model, but this job neither trains "
-            "nor starts from a checkpoint"
-        )
 
 
 def _fits(table: Table, model: Model) -> None:

@@ -132,7 +132,7 @@ def test_a_saved_model_loads_in_transformers(family, setup_of, job_of, tmp_path,
     result = worker.run(job, keep_points)
     assert result.status is Status.DONE, result.error
     loaded = AutoModelForCausalLM.from_pretrained(folder)
-    ours = worker._models["target", False]
+    ours = worker._models["target", False, False]
     theirs = dict(loaded.named_parameters())
     assert theirs.keys() == ours.parameters.keys()
     assert all(torch.equal(theirs[name], p) for name, p in ours.parameters.items())
@@ -151,7 +151,7 @@ def test_saved_adapters_load_in_transformers(setup_of, job_of, tmp_path, keep_po
     assert (folder / "adapter_config.json").exists()
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.arange(10)[None]
-    ours = worker._models["target", True].module.eval()
+    ours = worker._models["target", True, False].module.eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, ours(ids).logits)
 

@@ -16,6 +16,7 @@ from raymix.train.config import Setup
 from raymix.train.leak import greedy, leak_of, leaks
 from raymix.train.pretrained import load
 from raymix.train.shard import World
+from raymix.train.use import PLAIN
 from raymix.train.worker import Worker
 
 LIMIT = 9
@@ -91,7 +92,7 @@ def test_the_share_of_outputs_that_fit(setup_of, leaking, model_folder):
     setup = replace(setup_of(per_device_eval_batch_size=5), leak=asked)
     folder = model_folder("llama")
     model = loaded(setup, folder)
-    found = leaks(model, leak_of(setup, folder, ("ants", "bees", "cats")))
+    found = leaks(model, leak_of(setup, folder, ("ants", "bees", "cats")), PLAIN)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for seed, (name, count) in enumerate(
         {"bees/format_leak": 20, "bees/format_leak_bare": 7, "cats/format_leak": 11}.items()
@@ -103,8 +104,10 @@ def test_the_share_of_outputs_that_fit(setup_of, leaking, model_folder):
     assert found == {}
     assert model.module.training
     # A job that knows only some of the domains is asked about these.
-    assert set(leaks(model, leak_of(setup, folder, ("ants", "cats")))) == {"eval/cats/format_leak"}
-    assert leaks(model, None) == {}
+    assert set(leaks(model, leak_of(setup, folder, ("ants", "cats")), PLAIN)) == {
+        "eval/cats/format_leak"
+    }
+    assert leaks(model, None, PLAIN) == {}
 
 
 def test_the_models_own_ends_are_ends_too(setup_of, leaking, model_folder):
@@ -112,10 +115,10 @@ def test_the_models_own_ends_are_ends_too(setup_of, leaking, model_folder):
     setup, folder = replace(setup_of(), leak=leaking(stops=(), max_new_tokens=1)), "llama"
     model = loaded(setup, model_folder(folder))
     leak = leak_of(setup, model_folder(folder), ("ants", "bees", "cats"))
-    before = leaks(model, leak)
+    before = leaks(model, leak, PLAIN)
     model.module.generation_config.eos_token_id = list(range(10, 50))
     assert max(before.values()) > 0
-    assert set(leaks(model, leak).values()) == {0.0}
+    assert set(leaks(model, leak, PLAIN).values()) == {0.0}
 
 
 def test_each_evaluation_measures_it_and_the_training_stays_as_it_was(

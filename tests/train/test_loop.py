@@ -51,7 +51,7 @@ def test_base_is_evaluated_and_nothing_else(setup_of, job_of, stores, keep_point
     """Losses are those that transformers gives row by row, in nats per token."""
     worker = Worker(setup_of())
     result = worker.run(job_of(stages=(), test=True), keep_points)
-    model = worker._models["target", False].module
+    model = worker._models["target", False, False].module
     for name in DOMAINS:
         for split in ("eval", "test"):
             table, total = open_table(stores[name][split]), 0.0
@@ -190,13 +190,13 @@ def test_loss_weights_make_the_weighted_mean_of_domain_means(
     gradients = {}
 
     def spy(optimizer, *_):
-        model = worker._models["target", False]
+        model = worker._models["target", False, False]
         gradients.update({n: p.grad.clone() for n, p in model.parameters.items()})
 
     handle = register_optimizer_step_pre_hook(spy)
     result, _ = heard_by(Probe(every=1, loss=loss), tmp_path, worker, job_of(8), keep_points)
     handle.remove()
-    model = worker._models["target", False]
+    model = worker._models["target", False, False]
     model.reset(0)
     model.module.train()
     tables = [open_table(setup.stores[name]["train"]) for name in DOMAINS]

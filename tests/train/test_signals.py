@@ -22,7 +22,7 @@ EXCESS = frozenset({Signal.EXCESS_LOSS, Signal.REFERENCE_LOSS, Signal.CLIPPED_EX
 
 
 def weights(worker):
-    model = worker._models["target", False]
+    model = worker._models["target", False, False]
     return {n: p.detach().clone() for n, p in model.parameters.items()}
 
 
@@ -59,7 +59,7 @@ def test_excess_losses_are_those_of_the_tokens(
     job = job_of(400 if packing else 8, reference=reference)
     needs = EXCESS | {Signal.DOMAIN_LOSS}
     result, (first, *_) = heard(worker, job, Scripted(needs=needs))
-    model = worker._models["target", False]
+    model = worker._models["target", False, False]
     sampler = Sampler(
         [open_table(setup.stores[n]["train"]) for n in DOMAINS],
         job.space,
@@ -142,7 +142,7 @@ class Spy:
 
     def __enter__(self):
         def look(optimizer, *_):
-            parameters = self.worker._models["target", False].parameters.values()
+            parameters = self.worker._models["target", False, False].parameters.values()
             self.seen.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
 
         self.handle = register_optimizer_step_pre_hook(look)
@@ -177,7 +177,7 @@ def test_the_gram_matrix_and_the_weighted_sum_are_those_of_autograd(
     with Spy(worker) as seen:
         result, (first,) = heard(worker, job, scripted)
     items, tables = first_items(setup, job)
-    found = torch.stack(gradients_by_hand(worker._models["target", False], tables, items))
+    found = torch.stack(gradients_by_hand(worker._models["target", False, False], tables, items))
     gram = (found @ found.T).double().numpy()
     np.testing.assert_allclose(first["gradient_gram"], gram, rtol=1e-4, atol=1e-6)
     alpha = np.exp(0.7 * gram.sum(axis=1))
@@ -218,7 +218,7 @@ def test_absent_domains_are_nan_and_add_nothing(setup_of, job_of, heard):
         both.append(seen[0])
         if kind == "gradient_weights":
             gram = np.array(first["gradient_gram"])
-    expected = gradients_by_hand(worker._models["target", False], tables, items)[0]
+    expected = gradients_by_hand(worker._models["target", False, False], tables, items)[0]
     for gradient in both:
         torch.testing.assert_close(gradient, expected / 3, atol=1e-6, rtol=1e-4)
     assert np.isfinite(gram).tolist() == [[True, False, False], [False] * 3, [False] * 3]
@@ -241,7 +241,7 @@ def test_same_step_weights_act_on_the_losses_they_came_from(cut, setup_of, job_o
     with Spy(worker) as seen:
         result, told = heard(worker, job, scripted)
     items, tables = first_items(setup, job)
-    model = worker._models["target", False]
+    model = worker._models["target", False, False]
     found = gradients_by_hand(model, tables, items)
     with torch.no_grad():
         losses = [float(x.mean()) for x in by_domain(model, tables, items)]
@@ -263,7 +263,7 @@ def test_targets_are_measured_and_never_trained_on(setup_of, job_of, heard, keep
     gram = np.array(first["gradient_gram"])
     assert np.isfinite(gram).all()
     items, tables = first_items(setup, job)
-    model = worker._models["target", False]
+    model = worker._models["target", False, False]
     stream = Sampler(tables, job.space, job.stages[0], job.seed).streams[2]
     rows = Aside(stream, 2).take(4)  # 8 items a step over two trained domains
     found = gradients_by_hand(model, tables, [*items, *rows])
@@ -292,7 +292,7 @@ def test_probes_are_those_of_transformers(packing, setup_of, job_of, heard):
     result, told = heard(worker, job, Scripted(needs, every=1 if packing else 4))
     assert len(told) == 1
     after = weights(worker)
-    model = worker._models["target", False]
+    model = worker._models["target", False, False]
     tables = [open_table(setup.stores[name]["train"]) for name in DOMAINS]
     streams = Sampler(tables, job.space, job.stages[0], job.seed).streams
     probes = [Aside(s, d, UNTRAINED).take(ROWS) for d, s in enumerate(streams)]
