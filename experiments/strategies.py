@@ -68,7 +68,8 @@ def grouped(
         ConfigError: an unknown domain, or nothing on one side.
     """
     asked = tuple(name.strip() for name in special.split(",") if name.strip())
-    for option, name in (*(("--special", n) for n in asked), ("--target", target or asked[0])):
+    named = [("--special", name) for name in asked] + ([("--target", target)] if target else [])
+    for option, name in named:
         if name not in names:
             hint = nearest(name, names) or f"; known: {', '.join(names)}"
             raise ConfigError(f"{option}: unknown domain '{name}'{hint}")

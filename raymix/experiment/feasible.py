@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from raymix import search
@@ -36,11 +36,22 @@ def check_strategies(experiment: Experiment, plan: Plan) -> None:
         if (budget := _budget(method)) is not None:
             within = replace(within, budget=Budget(budget, within.budget.unit))
         stages = _check(f"{key}.strategy", experiment, own, within, mixtures)
+        if isinstance(method.searcher, search.Ideal | Perturb) and not _whole(stages):
+            raise ConfigError(
+                f"{key}: influence is measured on models that move as a whole, and "
+                f"{type(own).__name__} trains a soft prompt or only some weights in a stage"
+            )
         if isinstance(method.searcher, Perturb) and method.searcher.branch and len(stages) > 1:
             raise ConfigError(
                 f"{key}: branches need a training of a single stage, and "
                 f"{type(own).__name__} makes {len(stages)}"
             )
+
+
+def _whole(stages: Sequence[Stage]) -> bool:
+    """Whether all stages move the same weights, with all rows alike."""
+    plain = all(s.prompt is Prompt.OFF and s.carriers is None for s in stages)
+    return plain and len({stage.trainable for stage in stages}) == 1
 
 
 def check_strategy(
