@@ -19,6 +19,9 @@ from raymix.report.style import COLOURS, DPI, GREY, MARKERS, STYLE, matplotlib_o
 from raymix.study.record import Record
 
 KEPT, BARE = "format_leak", "format_leak_bare"
+_LEGEND = 84
+"""Letters of a row of the legend."""
+
 _WORDS = {KEPT: "kept", BARE: "removed"}
 
 
@@ -76,7 +79,7 @@ def write_leak(record: Record, folder: str | Path) -> tuple[Path, ...]:
 def leak_by_step(
     known: Facts, told: Mapping[str, Json], runs: Mapping[str, Sequence[Trial]]
 ) -> Any:
-    """A row of panels per other domain: leak over optimizer steps, a line for each training.
+    """A row of panels per other domain: leak over optimizer steps, means over trainings.
 
     Left with the instruction, right without it, where a prompt of the domain has such a form.
     """
@@ -98,7 +101,8 @@ def leak_by_step(
         grid[0, 0].set_ylim(-0.03, 1.03)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         found: dict[str, Any] = dict(zip(labels, handles, strict=True))
-        columns = min(len(found), 4)
+        longest = max(len(name) for name in found)
+        columns = max(1, min(len(found), 4, _LEGEND // (longest + 6)))
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
     return figure
 
@@ -107,19 +111,27 @@ def _panel(
     axis: Any, known: Facts, metric: str, runs: Mapping[str, Sequence[Trial]], truth: float
 ) -> None:
     for i, (name, trials) in enumerate(runs.items()):
-        for trial in trials:
-            steps, shares = _curve(known, trial, metric)
+        for steps, shares in _lines([_curve(known, trial, metric) for trial in trials]):
             axis.plot(
                 steps,
                 shares,
                 color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
                 markersize=3,
                 linewidth=1.3,
                 alpha=0.8,
                 label=name,
             )
     axis.axhline(truth, color=GREY, linestyle=":", linewidth=1.2, label="true answers")
+
+
+def _lines(
+    curves: Sequence[tuple[list[int], list[float]]],
+) -> list[tuple[list[int], list[float]]]:
+    """Their mean, where all were measured after the same steps; else each of them."""
+    if len({tuple(steps) for steps, _ in curves}) != 1:
+        return list(curves)
+    return [(curves[0][0], np.mean([shares for _, shares in curves], axis=0).tolist())]
 
 
 def _curve(known: Facts, trial: Trial, metric: str) -> tuple[list[int], list[float]]:

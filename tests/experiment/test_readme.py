@@ -11,8 +11,10 @@ from raymix import search
 from raymix.cli import app
 from raymix.core.mixture import Domain
 from raymix.core.trial import History, Proposal
+from raymix.data.leak import FormatLeak
 from raymix.experiment.build import plan, space
 from raymix.experiment.config import Experiment
+from raymix.strategy import DMT, Sequential
 from raymix.testing.toy import Toy
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,26 @@ def test_the_example_of_methods_is_one():
     assert {m.group for m in found.methods} == {"tpe", "ideal", "doremi", "mos", "doubled"}
     assert len(found.methods) == 15
     assert found.confirm.equal
+
+
+def test_the_example_of_strategies_is_one():
+    plain = yaml.safe_load(block("yaml", "sft_mix.yaml"))
+    given = yaml.safe_load(block("yaml", "type: DMT"))
+    experiment = Experiment.model_validate({**plain, **given})
+    domains = tuple(Domain(name, 10**4, 10**7, 10**6) for name in experiment.names)
+    found = plan(experiment, space(experiment, domains))
+    assert isinstance(found.strategy, DMT)
+    assert [len(method.params) for method in found.methods] == [1, 1, 0]
+    assert isinstance(found.methods[2].strategy, Sequential)
+    assert found.objective.keep == {"chat": 0.02}
+
+
+def test_the_example_of_a_format_is_one():
+    given = yaml.safe_load(block("yaml", "format_leak:"))
+    leak = FormatLeak.model_validate(given["format_leak"])
+    assert leak.target == "classify"
+    assert leak.pattern is not None
+    assert re.fullmatch(leak.pattern, "freeze account")
 
 
 def test_the_example_searcher_searches():
