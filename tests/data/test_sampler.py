@@ -310,8 +310,17 @@ def test_every_mixture_that_a_space_allows_can_be_drawn(seed, unit, caps, fill, 
     draws = Sampler(made, space, stage, seed).take(10**6)
     for d, (table, cap) in enumerate(zip(made, caps, strict=True)):
         assert (draws.domains == d).sum() <= cap * len(table.tokens) + 1e-9
-    # All caps together may be short of the budget by the part of a row that each rounds off.
-    assert worth(draws, made, unit).sum() >= budget.amount - 3 * 60
+    # Caps are whole rows, and those of a part of a pass may be lighter than the mean, by which the
+    # space reckons: all that they allow together may be short of the budget.
+    columns = {Unit.TOKENS: "tokens", Unit.LOSS_TOKENS: "loss_tokens"}
+    allowed = 0
+    for d, (table, cap) in enumerate(zip(made, caps, strict=True)):
+        count, size = int(cap * len(table.tokens) + 1e-9), len(table.tokens)
+        stream = Stream(table, size, seed, unit)
+        drawn = np.concatenate([stream.order(number) for number in range(3)])[:count]
+        own = count if unit is Unit.EXAMPLES else int(getattr(table, columns[unit])[drawn].sum())
+        allowed += own if stage.mixture.weights[d] > 0 else 0
+    assert worth(draws, made, unit).sum() >= min(budget.amount, allowed) - 60
 
 
 @pytest.mark.parametrize("unit", list(Unit))
