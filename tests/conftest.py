@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, no GPU, no network, a fixed start of the generators."""
+"""What every test runs under: one thread, no GPU, no network, no deadlines, fixed generators."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ os.environ.update(
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# No test measures time: a busy machine is no failure.
+settings.register_profile("raymix", deadline=None)
+settings.load_profile("raymix")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,10 @@ class Cluster(BaseModel):
     `runner`: "ray", or "local" for one process without Ray (debugging). `address` None: connect to
     a running cluster if RAY_ADDRESS names one, else start Ray on this machine. `num_workers`:
     workers per training (2 or more: sharded with FSDP2). `pools`: worker groups held at once, None:
-    as many as fit. `use_gpu` None: where the cluster has GPUs.
+    as many as fit; where nodes go there are fewer, where they come there are more again. `use_gpu`
+    None: where the cluster has GPUs. `step_timeout`: seconds after which a training that neither
+    takes an optimizer step nor reports is ended and begun again on fresh workers, three times at
+    the most; a long evaluation counts as silence. None: no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +28,7 @@ class Cluster(BaseModel):
     use_gpu: bool | None = None
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(1, gt=0)
+    step_timeout: float | None = Field(1800, gt=0)
 
 
 class EarlyStopping(BaseModel):

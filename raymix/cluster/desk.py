@@ -6,6 +6,7 @@ A plain asyncio class; `open_desk` makes it a Ray actor. Everything said to it a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,16 @@ CLOSED: Json = {"closed": True}
 
 @dataclass
 class _Ticket:
-    """One job on the desk. `pool`: who trains it now; None: it waits, or is finished."""
+    """One job on the desk. `pool`: who trains it now; None: it waits, or is finished.
+
+    `heard`: when its workers last gave a sign of life, on the clock of the loop.
+    """
 
     job: dict[str, Any]
     stoppable: bool
     crashes: int = 0
     pool: str | None = None
+    heard: float = 0.0
     events: asyncio.Queue[Json] = field(default_factory=asyncio.Queue)
     answer: asyncio.Future[bool] | None = None
 
@@ -37,15 +42,25 @@ class _Ticket:
 
     def settle(self, go_on: bool) -> None:
         """Answer the report that is waiting, if one is."""
-        if self.answer is not None and not self.answer.done():
+        if self.waits:
+            assert self.answer is not None
             self.answer.set_result(go_on)
+
+    @property
+    def waits(self) -> bool:
+        """Whether its workers wait for an answer of ours."""
+        return self.answer is not None and not self.answer.done()
 
 
 @dataclass
 class _Group:
-    """A pool's worker group through all its restarts; `idle_crashes` in a row, without a job."""
+    """A pool's worker group through all its restarts; `idle_crashes` in a row, without a job.
+
+    `up`: its workers have arrived and are not known to have died.
+    """
 
     incarnation: int = 0
+    up: bool = False
     model: str = ""
     idle_crashes: int = 0
     controller: Any = None
@@ -108,6 +123,7 @@ class Desk:
         """A worker group has started (again); says which incarnation of its pool it is."""
         group = self._groups.setdefault(pool, _Group())
         group.incarnation += 1
+        group.up = True
         group.model = ""
         self._again(pool, "the worker group was restarted")
         return group.incarnation
@@ -115,13 +131,13 @@ class Desk:
     async def take(self, pool: str, incarnation: int, patience: float) -> Json:
         """The next job as {"job": ...}; None after `patience` seconds without one; or LEAVE."""
         group = self._groups[pool]
-        end = asyncio.get_running_loop().time() + patience
+        end = _now() + patience
         while not self._closed and group.incarnation == incarnation:
             if self._waiting:
                 return {"job": self._deliver(pool, group)}
             self._work.clear()
             try:
-                await asyncio.wait_for(self._work.wait(), end - asyncio.get_running_loop().time())
+                await asyncio.wait_for(self._work.wait(), end - _now())
             except TimeoutError:
                 return None
         return LEAVE
@@ -133,6 +149,7 @@ class Desk:
         self._waiting.remove(trial)
         ticket = self._tickets[trial]
         ticket.pool = pool
+        ticket.heard = _now()
         group.model = ticket.job["model"]
         return {**ticket.job, "attempt": ticket.attempt}
 
@@ -144,7 +161,26 @@ class Desk:
         if ticket.stoppable:
             ticket.answer = asyncio.get_running_loop().create_future()
         ticket.events.put_nowait({"point": point})
-        return await ticket.answer if ticket.answer is not None else True
+        go_on = await ticket.answer if ticket.answer is not None else True
+        ticket.heard = _now()
+        return go_on
+
+    async def beat(self, trial: int, attempt: int) -> None:
+        """The workers of a delivery are alive: they have taken an optimizer step."""
+        ticket = self._current(trial, attempt)
+        if ticket is not None:
+            ticket.heard = _now()
+
+    async def watch(self, seconds: float | None) -> Json:
+        """The state of the pools: `up`, whether each has workers; `silent`, what hangs.
+
+        `silent` gives the trial that a pool holds and of which nothing was heard for `seconds`.
+        Workers that wait for our answer do not hang. None: nothing ever hangs.
+        """
+        limit = math.inf if seconds is None else seconds
+        held = (t for t in self._tickets.values() if t.pool is not None and not t.waits)
+        late = {t.pool: t.job["trial"] for t in held if _now() - t.heard > limit}
+        return {"up": {name: group.up for name, group in self._groups.items()}, "silent": late}
 
     async def finish(self, trial: int, attempt: int, result: Json) -> None:
         """Hand in the result of a delivery."""
@@ -169,6 +205,7 @@ class Desk:
         group.idle_crashes = 0 if self._again(pool, reason) else group.idle_crashes + 1
         # Whatever the dead workers still wait for must not be given a job.
         group.incarnation += 1
+        group.up = False
         self._work.set()
         return group.idle_crashes < self._deliveries
 
@@ -183,6 +220,9 @@ class Desk:
     async def gone(self, pool: str, reason: str) -> None:
         """A pool has ended for good; its job goes back to the queue."""
         self._again(pool, reason)
+        group = self._groups.setdefault(pool, _Group())
+        group.incarnation += 1
+        group.up = False
 
     def _again(self, pool: str, reason: str) -> bool:
         """Queue the job that `pool` held, if any, in front; after the last delivery it failed."""
@@ -214,3 +254,7 @@ class Desk:
         for resting in self._resting.values():
             resting.set()
         self._work.set()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Drive:
-    """One study on its way. `room`: how many trials may run at once, one for each pool.
+    """One study on its way. `room`: how many pools there are, and so trials that run at once.
 
     Errors are kept in `error` and end the study: Tune would take them for failed trials.
     """
@@ -33,7 +34,7 @@ class Drive:
         self._study = study
         self._desk = desk
         self._room = room
-        self._pools = room
+        self._counting = threading.Lock()
         self._asha = asha
         self._running: dict[str, Trial] = {}
         self._held: Trial | None = None
@@ -62,11 +63,17 @@ class Drive:
     def pool_failed(self, name: str, error: Exception) -> None:
         """A pool has ended: its job goes to another one; with the last one the study ends."""
         self._desk.gone.remote(name, str(error))
-        self._pools -= 1
-        if self._pools:
-            _log.warning("%s ended, %d pool(s) left: %s", name, self._pools, error)
+        left = self.resized(-1)
+        if left:
+            _log.warning("%s ended, %d pool(s) left: %s", name, left, error)
         else:
             self.error = self.error or ClusterError(f"{name} ended: {error}")
+
+    def resized(self, by: int) -> int:
+        """There are more pools now, or fewer; how many. Called from the pools' threads."""
+        with self._counting:
+            self._room += by
+            return self._room
 
     def suggest(self, trial_id: str) -> dict[str, Json] | Idle:
         """The next trial's configuration; WAIT: later; DONE: never."""

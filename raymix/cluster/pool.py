@@ -5,13 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.util.placement_group import (
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from raymix.cluster.desk import Desk
 from raymix.cluster.resources import Need
@@ -54,7 +63,11 @@ class _Watch(UserCallback):
 
 
 class _Introduce(ControllerCallback):
-    """Runs in Train's controller: hands its handle over, the only way to abort a worker group."""
+    """Runs in Train's controller: hands its handle over, the only way to abort a worker group.
+
+    And names its placement groups: Ray frees them only when the driver has ended, too, so those of
+    a controller that has died must be found (`_free`). Ray Train has no place for the name.
+    """
 
     def __init__(self, desk: str, pool: str) -> None:
         self._desk = desk
@@ -62,8 +75,30 @@ class _Introduce(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Leave the controller's handle at the desk."""
+        prefix, number = _prefix(self._desk, self._pool), count()
+
+        def named(bundles: Any, strategy: str, bundle_label_selector: Any) -> Any:
+            name = f"{prefix}{next(number)}"
+            return placement_group(
+                bundles, strategy, name=name, bundle_label_selector=bundle_label_selector
+            )
+
+        worker_group.placement_group = named
         me = ray.get_runtime_context().current_actor
         ray.get(ray.get_actor(self._desk).introduce.remote(self._pool, me))
+
+
+class _Trainer(TorchTrainer):
+    """Without the detached actor that Ray Train starts beside each controller.
+
+    It is to free the placement group of a controller that died, which `_free` does here. Where
+    there is no dashboard it cannot ask whether the controller lives and stays for ever: one process
+    more on the head for each pool of each driver that was killed.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 class Pool:
@@ -82,7 +117,7 @@ class Pool:
         self._desk = desk
         self._failed = failed
         self._closing = threading.Event()
-        self._trainer = TorchTrainer(
+        self._trainer = _Trainer(
             serve,
             train_loop_config={
                 **serving,
@@ -94,6 +129,8 @@ class Pool:
                 num_workers=need.workers,
                 use_gpu=need.gpus > 0,
                 resources_per_worker=_resources(need),
+                # On one node where they fit there, else on as few as possible.
+                placement_strategy="PACK",
             ),
             run_config=RunConfig(
                 name=name,
@@ -117,11 +154,17 @@ class Pool:
         except Exception as raised:
             error = raised
         if not self._closing.is_set():
+            # The controller itself may have died.
+            _free(_prefix(self._desk, self.name))
             self._failed(self.name, error)
+
+    def forget(self) -> None:
+        """Tell nobody of this pool's end."""
+        self._closing.set()
 
     def close(self, hurry: bool = False) -> None:
         """Wait for the workers to leave a closed desk, then (at once in a `hurry`) end them."""
-        self._closing.set()
+        self.forget()
         self._thread.join(0 if hurry else _LEAVE_SECONDS)
         if not self._thread.is_alive():
             return
@@ -130,9 +173,10 @@ class Pool:
             controller.abort.remote()
             self._thread.join(_ABORT_SECONDS)
             if self._thread.is_alive():
-                # Still waiting for resources, perhaps. What it owns ends with it.
+                # Still waiting for resources, perhaps. The actors that it owns end with it.
                 ray.kill(controller)
                 self._thread.join(_ABORT_SECONDS)
+                _free(_prefix(self._desk, self.name))
 
     def _controller(self) -> Any:
         try:
@@ -154,6 +198,19 @@ def close_all(desk: Any, pools: Sequence[Pool], hurry: bool) -> None:
     for thread in closing:
         thread.join()
     ray.kill(desk)
+
+
+def _prefix(desk: str, pool: str) -> str:
+    """How the names of a pool's placement groups begin."""
+    return f"{desk}/{pool}/"
+
+
+def _free(prefix: str) -> None:
+    """Give back the placement groups of these names."""
+    for group in placement_group_table().values():
+        if group["name"].startswith(prefix) and group["state"] != "REMOVED":
+            with suppress(ValueError):  # it went in between
+                remove_placement_group(get_placement_group(group["name"]))
 
 
 def _resources(need: Need) -> dict[str, float]:

@@ -56,8 +56,7 @@ def plan(
     if gpus is None:
         gpus = any(node.get("GPU", 0.0) > 0 for node in (*nodes, most or {}))
     need = Need(cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker * gpus)
-    now = sum(need.fit(node) for node in nodes) // need.workers
-    later = max(now, need.fit(most or {}) // need.workers)
+    now, later = holds(need, nodes), holds(need, nodes, most)
     if gpus and not any(node.get("GPU", 0.0) > 0 for node in (*nodes, most or {})):
         raise ClusterError(f"cluster.use_gpu is set but there is no GPU; the cluster has {here}")
     if later < (cluster.pools or 1):
@@ -68,6 +67,36 @@ def plan(
         )
     pools = cluster.pools or later
     return Plan(pools, need, growing=pools > now)
+
+
+def holds(
+    need: Need, nodes: Sequence[Mapping[str, float]], most: Mapping[str, float] | None = None
+) -> int:
+    """How many pools the nodes hold, or will once an autoscaler has brought `most`."""
+    here = sum(need.fit(node) for node in nodes) // need.workers
+    return max(here, need.fit(most or {}) // need.workers)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What to do about the pools: how many more to `start`, and which to `end`."""
+
+    start: int = 0
+    end: tuple[str, ...] = ()
+
+
+def change(wanted: int, pools: Mapping[str, bool]) -> Change:
+    """From the pools that there are to `wanted` ones, one at least.
+
+    `pools`: the names, oldest first, and whether each has workers. Only pools without workers end,
+    the newest first: where a node has gone, those that were on it have none and would wait for
+    another node, perhaps forever. One pool always stays, to wait for a node that may come back.
+    """
+    excess = len(pools) - max(1, wanted)
+    if excess <= 0:
+        return Change(start=-excess)
+    down = [name for name, up in pools.items() if not up]
+    return Change(end=tuple(reversed(down))[:excess])
 
 
 def _in_words(nodes: Sequence[Mapping[str, float]]) -> str:

@@ -12,7 +12,7 @@ import ray
 
 from raymix.cluster.config import Cluster
 from raymix.cluster.growth import check_machines, kinds, together
-from raymix.cluster.resources import Plan, plan
+from raymix.cluster.resources import Need, Plan, holds, plan
 from raymix.core.errors import ClusterError
 
 HEAD = "node:__internal_head__"
@@ -99,11 +99,21 @@ def suited(plan: Plan) -> Mapping[str, str]:
 
 def planned(cluster: Cluster) -> Plan:
     """Size the pools for the cluster that this process is connected to."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = kinds()
+    nodes, found = _nodes(), kinds()
     sized = plan(cluster, nodes, together(found))
     check_machines(sized.need, nodes, found)
     return sized
+
+
+def wanted(cluster: Cluster, need: Need) -> int:
+    """How many pools there should be on the nodes that the cluster has now."""
+    held = holds(need, _nodes(), together(kinds()))
+    return held if cluster.pools is None else min(cluster.pools, held)
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """What each node that lives has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import ray
 
 from raymix.cluster.config import Cluster
+from raymix.cluster.fleet import Fleet, beat
 from raymix.cluster.nodes import check_nodes, terms
-from raymix.cluster.pool import Pool, close_all, open_desk
+from raymix.cluster.pool import Pool, open_desk
 from raymix.cluster.session import connected, environment, planned, suited
 from raymix.cluster.tune import TRAINER
 from raymix.core.codec import decode, encode
@@ -45,18 +46,30 @@ def train_on_pool(
             broken.append(error)
             desk.close.remote()
 
-        serving = {"factory": trainer, "setup": encode(setup), "terms": encode(asked)}
-        pool = Pool("pool-0", name, plan.need, serving, scratch, failed)
+        serving = {
+            "factory": trainer,
+            "setup": encode(setup),
+            "terms": encode(asked),
+            "beat": beat(cluster.step_timeout),
+        }
+        fleet = Fleet(
+            desk,
+            lambda pool, broke: Pool(pool, name, plan.need, serving, scratch, broke),
+            lambda: 1,
+            cluster.step_timeout,
+            failed,
+            lambda by: None,
+        )
         finished = False
         try:
             with environment(suited(plan)):
-                pool.start()
+                fleet.start(1)
                 ray.get(desk.submit.remote(encode(job), False))
                 while "point" in (event := ray.get(desk.next.remote(job.trial))):
                     report(job.trial, decode(Point, event["point"]))
             finished = "result" in event
         finally:
-            close_all(desk, [pool], hurry=not finished)
+            fleet.close(hurry=not finished)
     if not finished:
         raise broken[0] if broken else ClusterError("the pool ended before the training did")
     return decode(TrainResult, event["result"])

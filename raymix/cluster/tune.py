@@ -15,9 +15,10 @@ from ray import tune
 
 from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.cluster.drive import Drive
+from raymix.cluster.fleet import Fleet, beat
 from raymix.cluster.nodes import check_nodes, terms
-from raymix.cluster.pool import Pool, close_all, open_desk
-from raymix.cluster.session import HEAD, connected, environment, planned, suited
+from raymix.cluster.pool import Pool, open_desk
+from raymix.cluster.session import HEAD, connected, environment, planned, suited, wanted
 from raymix.cluster.stopping import Asha
 from raymix.cluster.trial import PoolTrial
 from raymix.core.codec import encode
@@ -59,18 +60,26 @@ def tune_study(
         name = f"raymix-desk-{uuid.uuid4().hex[:8]}"
         desk = open_desk(name)
         drive = Drive(study, desk, plan.pools, asha)
-        serving = {"factory": trainer, "setup": encode(setup), "terms": encode(asked)}
-        pools = [
-            Pool(f"pool-{i}", name, plan.need, serving, scratch, drive.pool_failed)
-            for i in range(plan.pools)
-        ]
+        serving = {
+            "factory": trainer,
+            "setup": encode(setup),
+            "terms": encode(asked),
+            "beat": beat(cluster.step_timeout),
+        }
+        fleet = Fleet(
+            desk,
+            lambda pool, broke: Pool(pool, name, plan.need, serving, scratch, broke),
+            lambda: wanted(cluster, plan.need),
+            cluster.step_timeout,
+            drive.pool_failed,
+            drive.resized,
+        )
         try:
             with _interrupts(drive), environment(suited(plan)):
-                for pool in pools:
-                    pool.start()
+                fleet.start(plan.pools)
                 _tuner(drive, name, scratch).fit()
         finally:
-            close_all(desk, pools, hurry=drive.stopping)
+            fleet.close(hurry=drive.stopping)
     if drive.error is not None:
         raise drive.error
     if drive.interrupted:

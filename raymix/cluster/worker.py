@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from raymix.cluster.nodes import check_here
 from raymix.core.codec import decode, encode
@@ -33,7 +35,8 @@ class Trainer(Protocol):
 def serve(config: Mapping[str, Json]) -> None:
     """Train job after job until the desk says to leave: a `train_loop_per_worker`.
 
-    `config`: desk (its name), pool, threads, factory (import path of a `Trainer`), setup, terms.
+    `config`: desk (its name), pool, threads, factory (import path of a `Trainer`), setup, terms,
+    beat (seconds between two signs of life).
     """
     check_here(config["terms"])
     torch.set_num_threads(config["threads"])
@@ -42,6 +45,9 @@ def serve(config: Mapping[str, Json]) -> None:
     world = current(ray.train.torch.get_device())
     trainer = _factory(config["factory"])(decode(Setup, config["setup"]), world)
     incarnation = ray.get(desk.arrive.remote(pool)) if world.first else 0
+    pulse = _Pulse(desk, config["beat"])
+    if world.first:
+        register_optimizer_step_post_hook(pulse)
     while True:
         word = None
         if world.first:
@@ -51,14 +57,34 @@ def serve(config: Mapping[str, Json]) -> None:
             continue
         if "job" not in word:
             break
-        job = decode(TrainJob, word["job"])
+        job = pulse.job = decode(TrainJob, word["job"])
         result = trainer.run(job, _reporter(desk, job))
         # A rank that has died must not look like a training that failed: the survivors' broken
         # collectives end here, the group is started again and the job delivered again.
         world.barrier()
+        pulse.job = None
         if world.first:
             ray.get(desk.finish.remote(job.trial, job.attempt, encode(result)))
     leave(world)
+
+
+class _Pulse:
+    """Tells the desk of optimizer steps, at most one in `every` seconds; waits for nothing.
+
+    PyTorch calls it after every step of every optimizer in this process.
+    """
+
+    def __init__(self, desk: Any, every: float) -> None:
+        self.job: TrainJob | None = None
+        self._desk = desk
+        self._every = every
+        self._last = time.monotonic()
+
+    def __call__(self, *step: object) -> None:
+        now = time.monotonic()
+        if self.job is not None and now - self._last >= self._every:
+            self._last = now
+            self._desk.beat.remote(self.job.trial, self.job.attempt)
 
 
 def _reporter(desk: Any, job: TrainJob) -> Callable[[Point], bool]:

@@ -85,6 +85,8 @@ class Mixture:
 
     def ordered(self, names: Sequence[str]) -> Mixture:
         """The same mixture with its domains in the order of `names`; absent ones get 0."""
+        if self.names == tuple(names):
+            return self
         unknown = set(self.names) - set(names)
         if unknown:
             raise MixtureError(

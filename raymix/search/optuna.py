@@ -5,7 +5,7 @@ The searcher keeps nothing: before each ask the history is replayed into an Optu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from raymix.search.dirichlet import Dirichlet
 from raymix.search.seen import comparable, new, trained
 
 _TRIES = 3
+_POINTS = 256
 _STEPS = 1000
 """Optuna wants whole steps for a stopped trial's value: thousandths of its budget."""
 
@@ -62,7 +63,7 @@ class Optuna:
             distributions = _distributions(optuna, space)
             study = optuna.create_study(sampler=self._sampler(optuna, seed))
             guarded = any(t.violation > 0 for t in history.finished)
-            for trial in within:
+            for trial in self._fitted(within):
                 study.add_trial(self._replayed(optuna, space, trial, distributions, guarded))
             for _ in range(_TRIES):
                 found = _proposal(space, study.ask(distributions).params)
@@ -77,6 +78,24 @@ class Optuna:
         return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=1, multivariate=True, constant_liar=True
         )
+
+    def _fitted(self, ranked: Sequence[Trial]) -> Sequence[Trial]:
+        """Of `ranked` trials those that the sampler is told of, in the order of their asks.
+
+        TPE: all. A Gaussian process costs the cube of its points, so it gets `_POINTS` of them at
+        the most: the pending ones, the best half of what is left, and of the others the newest.
+        """
+        if self.sampler == "tpe" or len(ranked) <= _POINTS:
+            return ranked
+        pending = [trial for trial in ranked if trial.pending][-_POINTS:]
+        told = sorted(
+            (trial for trial in ranked if trial.finished),
+            key=lambda trial: (trial.violation > 0, trial.score, trial.number),
+        )
+        half = (_POINTS - len(pending)) // 2
+        rest = sorted(told[half:], key=lambda trial: trial.number)
+        newest = rest[len(rest) - (_POINTS - len(pending) - half) :] if len(rest) else []
+        return sorted([*pending, *told[:half], *newest], key=lambda trial: trial.number)
 
     def _replayed(
         self, optuna: Any, space: Space, trial: Trial, distributions: Any, guarded: bool

@@ -102,10 +102,23 @@ class Outbox(Generic[M]):
                 return False
             except Exception as error:
                 self._once(str(error), str(error))
-            sent = {id(entry) for entry in entries}
-            with self._changed:
-                self._entries = deque(e for e in self._entries if id(e) not in sent)
+            self._drop(entries)
         return True
+
+    def _drop(self, sent: list[Batch[M] | Action]) -> None:
+        """Forget what was written; what stands behind it is not looked at.
+
+        After an hour without a server there may be ten thousands of entries.
+        """
+        left, passed = {id(entry) for entry in sent}, []
+        with self._changed:
+            while left:
+                entry = self._entries.popleft()
+                if id(entry) in left:
+                    left.discard(id(entry))
+                else:
+                    passed.append(entry)
+            self._entries.extendleft(reversed(passed))
 
     def _next(self) -> list[Batch[M] | Action]:
         """The first entry; with a batch, all others of its run that stand before an action."""

@@ -1,6 +1,7 @@
 """Trainers that pools can run in place of the real one; Ray's workers import them by path."""
 
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -79,3 +80,90 @@ class WrongTrainer(ToyTrainer):
     def run(self, job, report):
         result = super().run(job, report)
         return result if not job.stages else replace(result, status="failed", error="loss is NaN")
+
+
+BRISK = Toy(steps=10, noise=0.02)
+
+
+class BriskTrainer(SlowTrainer):
+    """As SlowTrainer, a second a training; notes on which node each rank ran."""
+
+    toy = BRISK
+
+    def __init__(self, setup, world):
+        import ray
+
+        super().__init__(setup, world)
+        node = ray.get_runtime_context().get_node_id()
+        with (self.folder / "ranks").open("a") as ranks:
+            ranks.write(f"{os.getpid()} {world.rank} {world.size} {node}\n")
+
+
+class BriskDeadlyTrainer(BriskTrainer):
+    """Trial DEADLY kills its worker at its fifth step, every time."""
+
+    def each(self, job, point, report):
+        if (job.trial, point.step) == (DEADLY, 5):
+            os._exit(1)
+        return super().each(job, point, report)
+
+
+HANGING, STOPPED, QUIET = 1, 2, 3
+
+
+class HangingTrainer(BriskTrainer):
+    """The first deliveries of two trials hang; a third trial is long silent, but takes steps."""
+
+    def each(self, job, point, report):
+        if (job.trial, job.attempt, point.step) == (HANGING, 0, 5):
+            time.sleep(10_000)
+        if (job.trial, job.attempt, point.step) == (STOPPED, 0, 5):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if job.trial == QUIET and point.step == 5:
+            self._steps()
+        return super().each(job, point, report)
+
+    def _steps(self):
+        import torch
+
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([weight])
+        for _ in range(80):
+            time.sleep(0.1)
+            weight.grad = torch.ones(1)
+            optimizer.step()
+
+
+class HeldTrainer(BriskTrainer):
+    """The first delivery of trial 2 stays at its fifth step."""
+
+    def each(self, job, point, report):
+        if (job.trial, job.attempt, point.step) == (2, 0, 5):
+            time.sleep(10_000)
+        return super().each(job, point, report)
+
+
+class CutTrainer:
+    """The real worker; in mid-training it once cuts its newest checkpoint short and dies."""
+
+    def __init__(self, setup, world):
+        from raymix.train.worker import Worker
+
+        self.worker = Worker(setup, world)
+        self.folder = Path(setup.output_dir)
+
+    def run(self, job, report):
+        def heard(point):
+            with (self.folder / "log").open("a") as log:
+                log.write(f"{job.trial} {job.attempt} {point.step} {os.getpid()}\n")
+            if (job.trial, job.attempt, point.step) == (2, 0, 15):
+                self._cut(job.trial)
+            return report(point)
+
+        return self.worker.run(job, heard)
+
+    def _cut(self, trial):
+        newest = sorted((self.folder / "checkpoints" / f"trial-{trial}").glob("step-*"))[-1]
+        weights = newest / "model.safetensors"
+        os.truncate(weights, weights.stat().st_size // 2)
+        os._exit(1)

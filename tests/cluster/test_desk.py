@@ -213,3 +213,65 @@ def test_a_resting_process_sleeps_until_it_is_woken():
             raise AssertionError
 
     run(play)
+
+
+async def silent(desk, seconds):
+    return (await desk.watch(seconds))["silent"]
+
+
+def test_a_job_hangs_when_its_workers_neither_report_nor_take_a_step():
+    async def play(desk):
+        a = await desk.arrive("a")
+        await desk.submit(job(0), stoppable=False)
+        await taken(desk, "a", a)
+        assert await silent(desk, 5) == {}
+        for word in (desk.beat(0, 0), desk.push(0, 0, POINT)):
+            await asyncio.sleep(0.1)
+            assert await silent(desk, 0.05) == {"a": 0}
+            await word
+            assert await silent(desk, 0.05) == {}
+        await asyncio.sleep(0.1)
+        await desk.beat(0, 1)
+        assert await silent(desk, 0.05) == {"a": 0}, "the sign of life of another delivery"
+        assert await silent(desk, None) == {}
+        await desk.finish(0, 0, DONE)
+        assert await silent(desk, 0.05) == {}
+
+    run(play)
+
+
+def test_workers_that_wait_for_an_answer_do_not_hang():
+    async def play(desk):
+        a = await desk.arrive("a")
+        await desk.submit(job(0), stoppable=True)
+        await taken(desk, "a", a)
+        pushed = await soon(desk.push(0, 0, POINT))
+        await asyncio.sleep(0.1)
+        assert await silent(desk, 0.05) == {}
+        await desk.answer(0, True)
+        assert await pushed
+        assert await silent(desk, 0.05) == {}
+        await asyncio.sleep(0.1)
+        assert await silent(desk, 0.05) == {"a": 0}
+
+    run(play)
+
+
+def test_a_pool_that_was_given_up_gets_no_job_and_its_job_goes_to_another():
+    async def play(desk):
+        a, b = await desk.arrive("a"), await desk.arrive("b")
+        assert (await desk.watch(5))["up"] == {"a": True, "b": True}
+        await desk.submit(job(0), stoppable=False)
+        await taken(desk, "a", a)
+        ghost = await soon(desk.push(0, 0, POINT))
+        await desk.gone("a", "it hangs")
+        assert (await desk.watch(5))["up"] == {"a": False, "b": True}
+        assert (await desk.take("b", b, 0.01))["job"] == job(0, attempt=1)
+        assert await ghost is True
+        assert await desk.push(0, 0, POINT) is False
+        await desk.submit(job(1), stoppable=False)
+        assert await desk.take("a", a, 0.01) == LEAVE
+        await desk.crashed("b", "killed")
+        assert (await desk.watch(5))["up"] == {"a": False, "b": False}
+
+    run(play)

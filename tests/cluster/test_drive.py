@@ -115,6 +115,24 @@ def test_the_study_ends_with_its_last_pool(tmp_path):
     assert drive.suggest("t1") is Idle.DONE
 
 
+def test_more_pools_get_more_trials_and_fewer_get_fewer(tmp_path):
+    desk = ToyDesk()
+    drive = Drive(toy_study(tmp_path), desk, 1, None)
+    finish(drive, "t0", drive.suggest("t0"))
+    running = {"t1": drive.suggest("t1")}
+    assert drive.suggest("t2") is Idle.WAIT
+    assert drive.resized(1) == 2
+    running["t2"] = drive.suggest("t2")
+    assert running["t2"]["job"] is not None
+    assert drive.suggest("t3") is Idle.WAIT
+    drive.pool_failed("pool-1", RuntimeError("its node has gone"))
+    finish(drive, "t1", running["t1"])
+    assert drive.suggest("t3") is Idle.WAIT
+    finish(drive, "t2", running["t2"])
+    assert drive.suggest("t3")["job"] is not None
+    assert drive.error is None
+
+
 def test_an_interrupted_study_asks_and_tells_nothing_more(tmp_path):
     study = toy_study(tmp_path)
     drive = Drive(study, ToyDesk(), 1, None)

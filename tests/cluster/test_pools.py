@@ -5,11 +5,13 @@ import time
 
 import pytest
 from pool_studies import ASHA, toy_setup, toy_study
+from pool_trainers import TOY
 
 from raymix.cluster.config import Cluster
+from raymix.cluster.single import train_on_pool
 from raymix.cluster.tune import tune_study
 from raymix.core.errors import ClusterError
-from raymix.core.job import Status
+from raymix.core.job import Status, TrainJob
 from raymix.search.dirichlet import Dirichlet
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
@@ -73,6 +75,23 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(ray_here, tmp_path):
         tune_study(study, toy_setup(tmp_path), Cluster(use_gpu=True))
     assert time.monotonic() - begun < 5
     assert len(study.history) == 0
+    nothing_is_left(ray_here)
+
+
+@pytest.mark.slow
+def test_one_training_on_a_pool_of_its_own(ray_here, tmp_path):
+    space, points = TOY.space(), []
+    job = TrainJob(0, MultiTask().stages(space.prior, space.budget, {}), space, seed=3)
+
+    def report(trial, point):
+        points.append(point)
+        return True
+
+    trainer = "pool_trainers:ToyTrainer"
+    found = train_on_pool(job, toy_setup(tmp_path), Cluster(num_workers=2), report, trainer)
+    (expected,) = TOY.run([job], lambda trial, point: True)
+    assert found == expected
+    assert tuple(points) == expected.curve
     nothing_is_left(ray_here)
 
 

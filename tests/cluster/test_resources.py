@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymix.cluster.config import Cluster
-from raymix.cluster.resources import Need, plan
+from raymix.cluster.resources import Change, Need, change, holds, plan
 from raymix.core.errors import ClusterError
 
 
@@ -70,3 +70,38 @@ def test_what_is_planned_fits(sizes, workers, cpus):
         return
     places = sum(found.need.fit(n) for n in nodes)
     assert found.pools * workers <= places < (found.pools + 1) * workers
+
+
+def test_pools_are_counted_on_the_nodes_that_are_there_and_those_that_may_come():
+    need = Need(2, 1.0, 0.0)
+    assert holds(need, [node(2), node(3)]) == 2
+    assert holds(need, []) == 0
+    assert holds(need, [node(2)], {"CPU": 7.0}) == 3
+
+
+def test_pools_change_by_hand():
+    up, down = True, False
+    assert change(2, {"a": up, "b": down}) == Change()
+    assert change(4, {"a": up, "b": up}) == Change(start=2)
+    # A node has gone: who was on it ends, whoever that is.
+    assert change(2, {"a": up, "b": down, "c": up}) == Change(end=("b",))
+    assert change(1, {"a": down, "b": down, "c": up}) == Change(end=("b", "a"))
+    assert change(2, {"a": down, "b": down, "c": up}) == Change(end=("b",))
+    # It is not yet known who was there.
+    assert change(1, {"a": up, "b": up}) == Change()
+    # All nodes have gone: one waits.
+    assert change(0, {"a": down, "b": down}) == Change(end=("b",))
+    assert change(-3, {"a": down}) == Change()
+
+
+@given(st.integers(-2, 6), st.lists(st.booleans(), min_size=1, max_size=6))
+def test_a_change_ends_no_working_pool_and_comes_to_what_is_wanted(wanted, states):
+    pools = {f"pool-{i}": up for i, up in enumerate(states)}
+    todo = change(wanted, pools)
+    assert not any(pools[name] for name in todo.end)
+    after = len(pools) + todo.start - len(todo.end)
+    working = sum(states)
+    assert after == (max(1, wanted) if max(1, wanted) >= working else max(working, 1))
+    # Nothing is left to do.
+    left = {name: up for name, up in pools.items() if name not in todo.end}
+    assert change(wanted, left | {f"new-{i}": True for i in range(todo.start)}) == Change()

@@ -1,0 +1,143 @@
+"""The pools of a study while it runs: as many as its nodes hold, and none that hangs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from raymix.cluster.pool import Pool, close_all
+from raymix.cluster.resources import change
+
+_log = logging.getLogger(__name__)
+
+_TICK = 1.0
+"""Seconds between two looks at nodes and pools."""
+
+_BEATS = 4
+"""Signs of life in one time limit, so that a late one is no hang; one in 10 seconds is enough."""
+
+
+def beat(step_timeout: float | None) -> float:
+    """Seconds between two signs of life of a worker group."""
+    return min(10.0, (step_timeout or 40.0) / _BEATS)
+
+
+class Fleet:
+    """Starts pools, ends and replaces them, from a thread of its own; `close` ends them all.
+
+    `make` builds the pool of a name; it is given what to tell of its end. `wanted` says how many
+    pools the nodes hold now. `patience`: seconds of silence after which a pool with a job hangs;
+    None: no limit. `failed` hears of pools that broke, which are not started again; `resized` how
+    many more pools there are.
+    """
+
+    def __init__(
+        self,
+        desk: Any,
+        make: Callable[[str, Callable[[str, Exception], None]], Pool],
+        wanted: Callable[[], int],
+        patience: float | None,
+        failed: Callable[[str, Exception], None],
+        resized: Callable[[int], object],
+    ) -> None:
+        self._desk = desk
+        self._make = make
+        self._wanted = wanted
+        self._patience = patience
+        self._failed = failed
+        self._resized = resized
+        self._changing = threading.Lock()
+        self._pools: dict[str, Pool] = {}
+        self._ending: list[threading.Thread] = []
+        self._made = 0
+        self._broken = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._tend, name="fleet", daemon=True)
+
+    def start(self, pools: int) -> None:
+        """Start `pools` pools, and look after them; returns at once."""
+        for _ in range(pools):
+            self._add()
+        self._thread.start()
+
+    def close(self, hurry: bool) -> None:
+        """End all pools and the desk; at once in a `hurry`."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._changing:
+            pools = list(self._pools.values())
+        close_all(self._desk, pools, hurry)
+        for ending in self._ending:
+            ending.join()
+
+    def _add(self) -> None:
+        with self._changing:
+            name = f"pool-{self._made}"
+            self._made += 1
+            pool = self._pools[name] = self._make(name, self._broke)
+        pool.start()
+
+    def _broke(self, name: str, error: Exception) -> None:
+        with self._changing:
+            if self._pools.pop(name, None) is None:
+                return
+            self._broken += 1
+        self._failed(name, error)
+
+    def _tend(self) -> None:
+        while not self._closing.wait(_TICK):
+            try:
+                self._look()
+            except RayActorError:
+                return  # the desk has died, and with it the study
+            except RayError as error:
+                _log.warning("the cluster does not answer, asked again soon: %s", error)
+
+    def _look(self) -> None:
+        """End what hangs, and have as many pools as the nodes hold."""
+        seen = ray.get(self._desk.watch.remote(self._patience))
+        for name, trial in seen["silent"].items():
+            self._replace(name, trial)
+        with self._changing:
+            pools = {name: bool(seen["up"].get(name)) for name in self._pools}
+            broken = self._broken
+        if not pools:
+            return  # the study ends
+        # What broke would break again: its place is given up.
+        todo = change(self._wanted() - broken, pools)
+        for name in todo.end:
+            _log.warning("%s ends: the cluster has no room for it any more", name)
+            if self._end(name, "its node has gone"):
+                self._resized(-1)
+        for _ in range(todo.start):
+            _log.info("another pool starts: the cluster has room for it")
+            self._add()
+            self._resized(1)
+
+    def _replace(self, name: str, trial: int) -> None:
+        reason = (
+            f"ended, as no optimizer step or report came for {self._patience:g} s "
+            "(cluster.step_timeout)"
+        )
+        _log.warning("trial %d in %s hangs: %s", trial, name, reason)
+        if self._end(name, reason):
+            self._add()
+
+    def _end(self, name: str, reason: str) -> bool:
+        """Take a pool's job from it and end it, without waiting; whether there was such a pool."""
+        with self._changing:
+            pool = self._pools.pop(name, None)
+        if pool is None:
+            return False
+        pool.forget()
+        ray.get(self._desk.gone.remote(name, reason))
+        ending = threading.Thread(target=pool.close, args=(True,), daemon=True)
+        ending.start()
+        self._ending.append(ending)
+        return True
