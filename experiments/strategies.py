@@ -24,6 +24,7 @@ from raymix.data.prepare import Prepared
 from raymix.experiment.build import prepare, space
 from raymix.experiment.config import ConfirmSettings, Experiment, SearcherSettings
 from raymix.experiment.load import load
+from raymix.experiment.strategy import StrategySettings
 from raymix.report.claims import Claim, Measure, claims_table, findings
 from raymix.report.facts import Facts, Row, facts, rows
 from raymix.report.methods import methods_report
@@ -39,6 +40,7 @@ SHARES = {"0": 0.0, "1/256": 1 / 256, "1/64": 1 / 64, "1/16": 1 / 16, "1/4": 1 /
 """DMT's k, as published."""
 
 PLAIN = "multi-task"
+MIXED = "mixed-sequential = dmt 0"
 
 console = Console(width=140)
 
@@ -85,9 +87,11 @@ def strategies(groups: Groups, names: Sequence[str]) -> dict[str, dict[str, Any]
     rest = [name for name in names if name not in special]
     found: dict[str, dict[str, Any]] = {
         "sequential": {"type": "Sequential", "order": [*special, rest]},
-        "mixed-sequential": {"type": "MixedSequential", "special": special},
+        MIXED: {"type": "MixedSequential", "special": special},
     }
     for words, k in SHARES.items():
+        if not k:
+            continue  # mixed-sequential is that, to the row
         found[f"dmt {words}"] = {"type": "DMT", "special": special, "k": k}
     found["promot"] = {"type": "ProMoT", "target": special}
     return found
@@ -137,10 +141,11 @@ def comparison(
             "bill": None,
             "baselines": {PLAIN: mixture.as_dict()},
             "early_stopping": EarlyStopping(),
+            "params": {},
             "confirm": ConfirmSettings(of="methods", seeds=seeds),
         }
     )
-    return experiment.model_copy(update={"search": search})
+    return experiment.model_copy(update={"search": search, "strategy": StrategySettings()})
 
 
 def at_end(domains: Sequence[str], split: str) -> Measure:
@@ -175,7 +180,9 @@ def leak(domains: Sequence[str]) -> Measure:
     return measure
 
 
-def claims(groups: Groups, split: str, name: Callable[[str], str], base: float) -> list[Claim]:
+def claims(
+    groups: Groups, split: str, name: Callable[[str], str], base: float, leaks: bool
+) -> list[Claim]:
     """What the sources say, arXiv:2310.05492 first.
 
     Args:
@@ -183,19 +190,28 @@ def claims(groups: Groups, split: str, name: Callable[[str], str], base: float) 
         split: whose losses decide between methods.
         name: the row of a method.
         base: mean eval loss of the other tasks before any training.
+        leaks: whether the format of the task that is tuned alone was looked for.
     """
-    first, order = groups.special[:1], ["sequential", "mixed-sequential"]
+    first, order = groups.special[:1], ["sequential", MIXED]
     special, general = at_end(groups.special, split), at_end(groups.general, split)
     target, others = at_end((groups.target,), split), at_end(groups.others, split)
     end, boundary = at_end(first, "eval"), after(0, first)
     plain, dmt = name(PLAIN), "dmt 1/256"
     told, kept = " and ".join(groups.special), " and ".join(groups.general)
 
+    kinds = {id(special): "special", id(general): "general", id(target): "target"}
+
     def between(words: str, a: str, b: str, measure: Measure) -> Claim:
-        return Claim(words, a, b, measure, measure)
+        return Claim(words, a, b, measure, measure, kinds.get(id(measure), "others"))
 
     found = [
-        Claim(f"sequential forgets {first[0]} after its stage", *order[:1] * 2, boundary, end),
+        Claim(
+            f"sequential forgets {first[0]} after its stage",
+            *order[:1] * 2,
+            boundary,
+            end,
+            "within",
+        ),
         between(f"{told}: mixed-sequential better than sequential", order[1], order[0], special),
         between(f"{told}: multi-task better than mixed-sequential", plain, order[1], special),
         between(f"{kept}: mixed-sequential better than multi-task", order[1], plain, general),
@@ -220,6 +236,7 @@ def claims(groups: Groups, split: str, name: Callable[[str], str], base: float) 
             *[alone["plain"]] * 2,
             before,
             at_end(groups.others, "eval"),
+            "within",
         ),
         between(
             "ProMoT: the others are better than by plain tuning",
@@ -245,13 +262,11 @@ def claims(groups: Groups, split: str, name: Callable[[str], str], base: float) 
         between(
             "ProMoT: the others are better with the prompt frozen", alone["promot"], thawed, others
         ),
-        between(
-            "ProMoT: less format leak than plain tuning (share)",
-            alone["promot"],
-            alone["plain"],
-            leak(groups.others),
-        ),
     ]
+    if leaks:
+        share = leak(groups.others)
+        words = "ProMoT: less format leak than plain tuning (share)"
+        found.append(Claim(words, alone["promot"], alone["plain"], share, share, "leak"))
     return found
 
 
@@ -291,9 +306,11 @@ def yours(config: Path) -> Experiment:
     """The user's experiment; says what of it is not used."""
     experiment = load(config)
     unused = {"searchers", "num_trials", "seeds", "bill", "early_stopping", "confirm", "baselines"}
-    given = experiment.search.model_fields_set & unused
+    unused |= {"params"}
+    given = [f"search.{name}" for name in sorted(experiment.search.model_fields_set & unused)]
+    given += [name for name in ("strategy",) if name in experiment.model_fields_set]
     if given:
-        named = ", ".join(f"search.{name}" for name in sorted(given))
+        named = ", ".join(given)
         console.print(f"{config}: {named} not used, the comparison has its own")
     return experiment
 
@@ -313,13 +330,16 @@ def main(
         study = base.study.model_copy(update={"output_dir": str(folder / "study")})
         base = base.model_copy(update={"study": study})
         single = target or (None if config else "sort")
-        groups = grouped(base.names, base.search.objective.weights, special, single)
+        goal = base.search.goal()
+        weights = {name: goal.weight(name) for name in base.names}
+        groups = grouped(base.names, weights, special, single)
         experiment = comparison(base, prepare(base), groups, seeds, controls)
         outcome = run(experiment, resume)
         known = facts(read(outcome.folder))
         console.print(methods_report(known))
         console.print(*stages(known, groups))
-        console.print(verdicts(known, groups))
+        leaks = experiment.format_leak
+        console.print(verdicts(known, groups, leaks.target if leaks else None))
         for path in write_figures(known, groups, outcome.folder / "figures"):
             console.print(f"figure  {path}", soft_wrap=True)
         look(experiment)
@@ -337,8 +357,8 @@ def stages(known: Facts, groups: Groups) -> list[RenderableType]:
     return [*parts, "Every strategy's stages: raymix report, with the study's folder."]
 
 
-def verdicts(known: Facts, groups: Groups) -> RenderableType:
-    """The table of claims."""
+def verdicts(known: Facts, groups: Groups, leaks: str | None) -> RenderableType:
+    """The table of claims; `leaks`: the domain whose format was looked for."""
     told = rows(known)
     split = "test" if any("test/" in key for row in told for key in _metrics(row)) else "eval"
 
@@ -346,7 +366,8 @@ def verdicts(known: Facts, groups: Groups) -> RenderableType:
         found = (row.name for row in told if of in row.name.split(" = "))
         return next(found, of)
 
-    asked = claims(groups, split, name, group_loss(known.base, groups.others))
+    base = group_loss(known.base, groups.others)
+    asked = claims(groups, split, name, base, leaks == groups.target)
     return claims_table(findings(told, asked), f"What the sources say, and what was seen ({split})")
 
 

@@ -66,7 +66,9 @@ class Stage:
     Adapters act from the first LORA stage on; a stage of WEIGHTS or NONE leaves them as they are.
     `carriers`: domains whose rows have the soft prompt before them and pass through the adapters;
     the others' do neither, in training and in evaluation. None: all domains are carriers. A stage
-    whose prompt is OFF has none before any row, whatever stages before it did.
+    whose prompt is OFF has none before any row, whatever stages before it did. Where the experiment
+    asks for LoRA (`use_peft`) the adapters are the weights, which all rows pass through, and
+    carriers have the prompt only.
     """
 
     mixture: Mixture

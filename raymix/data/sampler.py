@@ -90,7 +90,7 @@ class Sampler:
         self._rows, self._total = [0] * count, 0
         self._used, self._lag, self._since = [0] * count, [0.0] * count, 0
         self._weights: list[float] = []
-        self._place(before or earlier((), (), count), strict=True)
+        self._place(before or earlier((), (), count), strict=not stage.replay)
 
     def follow(self, before: Earlier) -> None:
         """Draw what comes after `before`; to be called ahead of the first draw.

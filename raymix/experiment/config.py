@@ -17,6 +17,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    StrictFloat,
+    StrictInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -176,7 +178,7 @@ class ObjectiveSettings(BaseModel):
     aggregate: Literal["mean", "worst", "weighted"] = "mean"
     weights: dict[str, float] = Field(default_factory=dict)
     kl_to_prior: float = Field(0.0, ge=0)
-    keep: dict[str, float | str] = Field(default_factory=dict)
+    keep: dict[str, StrictFloat | StrictInt | str] = Field(default_factory=dict)
     keep_penalty: float = Field(KEEP_PENALTY, ge=0)
 
 

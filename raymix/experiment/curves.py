@@ -24,6 +24,7 @@ from raymix.experiment.config import (
     SearchSettings,
 )
 from raymix.experiment.run import conduct
+from raymix.experiment.strategy import StrategySettings
 from raymix.report.curve_figures import write_curves
 from raymix.search.curves import FRACTIONS, Curves
 from raymix.study.plan import Plan
@@ -81,6 +82,9 @@ def drawing(experiment: Experiment, asked: Asked) -> Drawing:
             ),
             "mixture": MixtureSettings(unit=Unit.EXAMPLES, budget=max(1, asked.epochs * rows)),
             "training": training.model_copy(update={"eval_steps": None}),
+            # A domain alone has one stage: all is trained at once, or orders would be compared.
+            "strategy": StrategySettings(),
+            "format_leak": None,
         }
     )
     try:

@@ -41,6 +41,9 @@ _EDGE = 1e-6
 LEAST_GAIN = 0.01
 """Nats per token; less than that is nothing, however little noise there is."""
 
+SMALL = 0.05
+"""Part of the untrained model's loss; what the last doubling has gained is small below it."""
+
 GROWS, SATURATED, WORSE, UNKNOWN = "still grows", "saturated", "gets worse", "cannot tell"
 
 
@@ -115,16 +118,17 @@ class Fitted:
     def word(self) -> str:
         """What the curve does at its end, by the last doubling.
 
-        "still grows": it has gained for certain, and more than the noise of one training.
-        "saturated": it has gained less than twice that noise. "gets worse": it has cost for
-        certain, and more than the noise. Else "cannot tell".
+        "still grows": it has gained for certain, and `LEAST_GAIN` or more. "gets worse": it has
+        cost as much. "saturated": it has gained less than `SMALL` of the untrained model's loss,
+        for certain. Else "cannot tell". None of these depends on how noisy a training
+        is but through the interval: a noisy study can tell less, and says so.
         """
-        gain, noise = self.last, max(self.noise, LEAST_GAIN)
-        if gain.low > 0 and gain.value > noise:
+        gain = self.last
+        if gain.low > 0 and gain.value > LEAST_GAIN:
             return GROWS
-        if gain.high < 0 and -gain.value > noise:
+        if gain.high < 0 and -gain.value > LEAST_GAIN:
             return WORSE
-        if gain.high < 2 * noise:
+        if gain.high < max(LEAST_GAIN, SMALL * self.law.base):
             return SATURATED
         return UNKNOWN
 

@@ -14,7 +14,7 @@ from rich.text import Text
 def table_of(title: str, left: Sequence[str], right: Sequence[str], caption: str = "") -> Table:
     """A table that fits 80 columns of a terminal: no frames, numbers never broken."""
     table = Table(
-        title=f"\n{title}",
+        title=Text(f"\n{title}", style="table.title"),
         title_justify="left",
         header_style="bold",
         box=SIMPLE_HEAD,

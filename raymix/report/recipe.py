@@ -135,10 +135,17 @@ class Recipe:
         if order is None or (len(stages) == 1 and stages[0].prompt is Prompt.OFF):
             return []
         numbers = "".join(f", {name} {value:g}" for name, value in self.best.params.items())
+        name = order.path.rpartition(":")[2]
+        if len(stages) == 1:
+            return [
+                f"WARNING: found with the strategy {name}{numbers}, which trains a soft prompt.",
+                "  What is written here trains the weights on the mixture, without one.",
+            ]
         lines = [
-            f"WARNING: found with the strategy {order.path.rpartition(':')[2]}{numbers}, which",
+            f"WARNING: found with the strategy {name}{numbers}, which",
             "  trains in stages. What is written here mixes all domains at once: the order is",
-            "  lost, and with it what the strategy was chosen for. The stages were:",
+            "  lost, and with it what the strategy was chosen for."
+            + (" The stages were:" if stages else ""),
         ]
         for number, stage in enumerate(stages, start=1):
             shares = zip(stage.mixture.names, stage.mixture.weights, strict=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import RenderableType
-from rich.markup import escape
 
 from raymix.core.job import Prompt, Spec, Stage, Trainable
 from raymix.core.simplex import Vector
@@ -163,7 +162,7 @@ def _title(each: Course) -> str:
     stopped = "" if each.whole else f", stopped in stage {each.numbers[-1] + 2}"
     strategy = _strategy_in_words(each)
     of = f", {strategy}" if strategy else ""
-    return escape(f"Losses by stage: {each.name}{of}{stopped}")
+    return f"Losses by stage: {each.name}{of}{stopped}"
 
 
 def _name(spec: Spec | None) -> str:

@@ -172,6 +172,8 @@ def _point(space: Space, trial: Trial) -> dict[str, float]:
 
 def _inside(space: Space, trial: Trial) -> bool:
     """Whether the trial's parameters are among what may be said (a default need not be)."""
+    if trial.proposal.params.keys() - {each.name for each in space.params}:
+        return False  # of a study that was resumed with others
     told = space.settings(trial.proposal.params)
     return all(each.allows(told[each.name]) for each in space.params)
 

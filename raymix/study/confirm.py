@@ -173,9 +173,9 @@ def winner(
     if first is None or not (first.number in repeats or first.number in failed):
         return first
     sound = {n: trials for n, trials in repeats.items() if n not in failed} or repeats
-    blocks = min(len(trials) for trials in sound.values())
+    blocks = min((len(trials) for trials in sound.values()), default=0)
     whole = {n: trials[:blocks] for n, trials in repeats.items() if len(trials) >= blocks}
-    if not whole:
+    if not whole or not blocks:
         return first
     return _numbered(history, min(whole, key=lambda number: _worth(whole[number], number)))
 

@@ -40,10 +40,16 @@ def seen_from(history: History, plan: Plan, method: Method) -> History:
 
 
 def ordered(proposal: Proposal, plan: Plan, method: Method) -> Proposal:
-    """What `method` proposes, with its strategy where the searcher names none."""
+    """What `method` proposes, with its strategy where the searcher names none.
+
+    Numbers that the strategy has anyway are left out: said or not, it is the same training, and is
+    to be known as such.
+    """
     if proposal.strategy is not None:
         return proposal
-    return replace(proposal, strategy=own_strategy(plan, method))
+    strategy = method.strategy or plan.strategy
+    told = {n: v for n, v in proposal.params.items() if getattr(strategy, n, None) != v}
+    return replace(proposal, strategy=own_strategy(plan, method), params=told)
 
 
 def orders(plan: Plan) -> dict[str, Json]:

@@ -92,7 +92,7 @@ class Study:
             "config": config,
             "methods": {m.name: m.num_trials for m in self.plan.methods},
             "members": encode(self.plan.members),
-            "orders": {**self._record.header.get("orders", {}), **orders(self.plan)},
+            "orders": {**self._others(), **orders(self.plan)},
             "confirm": encode(self.plan.confirm),
             "bill": self.plan.bill,
             "versions": versions(),
@@ -114,6 +114,12 @@ class Study:
         asked = {trial.method for trial in self._record.trials.values()}
         check_orders(self.plan, old.get("orders", {}), asked)
         self._write("resumed", body)
+
+    def _others(self) -> dict[str, Json]:
+        """The strategies of methods that the history knows and this plan does not."""
+        own = {method.name for method in self.plan.methods}
+        before: Mapping[str, Json] = self._record.header.get("orders", {})
+        return {name: spec for name, spec in before.items() if name not in own}
 
     # ---- what is known ----
 

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -226,10 +226,12 @@ class MlflowTracker:
         """The strategy that a trial is trained by, where it comes to several stages."""
         stages = self._about.stages
         count = 0 if stages is None or parted(trial.proposal) else stages(trial)
-        if count < 2:
+        own = trial.proposal.strategy
+        spec = own or self._about.strategy
+        if spec is None or (count < 2 and own is None):
             return _Order({}, {})
-        spec = trial.proposal.strategy or self._about.strategy
-        return _Order({"stages": str(count)}, strategy_params(spec) if spec is not None else {})
+        told = replace(spec, fields={**spec.fields, **trial.proposal.params})
+        return _Order({"stages": str(count)} if count > 1 else {}, strategy_params(told))
 
     def _label(self, trial: Trial) -> str:
         """How a trial's run is called: `tpe-012`; a confirmation by what it repeats."""

@@ -23,6 +23,7 @@ class Training(BaseModel):
 
     `num_virtual_tokens`, `prompt_tuning_init` and `prompt_tuning_init_text` are peft's, of the soft
     prompt that some strategies train; its own `prompt_learning_rate` does without weight decay.
+    With `packing` each row of a pack has the prompt before it, by which the pack grows.
     `merge_lora`: adapters are added into the weights of a saved model; else they lie beside it.
     """
 

@@ -81,7 +81,8 @@ def leak_of(setup: Setup, model: str, names: Sequence[str]) -> Leak | None:
 def leaks(model: Model, leak: Leak | None, use: Use) -> dict[str, float]:
     """`eval/<domain>/format_leak` and `format_leak_bare`, shares from 0 to 1; a collective call.
 
-    Without soft prompt, which no domain but carriers has in use; adapters as in `use`.
+    Adapters as in `use`, but never with a soft prompt: that is the target's, which is not asked. (A
+    domain that carries it beside the target is asked without it, too.)
     """
     if leak is None:
         return {}

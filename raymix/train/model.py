@@ -52,7 +52,8 @@ class Model:
         self._prompt: SoftPrompt | None = getattr(core(module), NAME, None)
         self._tuned = [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
         self.embedding: nn.Module = core(module).get_input_embeddings()
-        self.vocabulary = int(self.embedding.num_embeddings)
+        plain: Any = getattr(self.embedding, "base_layer", self.embedding)
+        self.vocabulary = int(plain.num_embeddings)
         self._bf16 = bf16
         self._head = _Head()
         head = core(module).get_output_embeddings()

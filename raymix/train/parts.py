@@ -42,5 +42,6 @@ def is_plain(job: TrainJob, training: Training) -> bool:
     """Whether all rows pass through the model alike, and all stages move the same part of it."""
     stages = (*job.stages, *job.trained)
     adapters, prompt = built(job, training)
-    chosen = adapters and any(stage.carriers is not None for stage in stages)
+    some = any(stage.carriers is not None for stage in stages)
+    chosen = adapters and some and not training.use_peft
     return not (prompt or chosen or len({moved([stage], training) for stage in stages}) > 1)

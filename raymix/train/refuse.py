@@ -50,7 +50,14 @@ def _refuse_carriers(number: int, stage: Stage, job: TrainJob, training: Trainin
             hint = nearest(name, names) or f"; known: {', '.join(names)}"
             raise TrainingError(f"stage {number} has carrier '{name}', which is no domain{hint}")
     shares = stage.mixture.ordered(names).as_dict()
-    whole = Part.WEIGHTS in moved([stage], training)
+    if training.use_peft and stage.trainable is Trainable.LORA:
+        raise TrainingError(
+            f"stage {number} has adapters for its carriers alone, but with training.use_peft "
+            "adapters are the weights of all rows: set it to false"
+        )
+    whole = Part.WEIGHTS in moved([stage], training) or (
+        training.use_peft and stage.trainable is Trainable.WEIGHTS
+    )
     if not (whole or stage.reweighter or any(shares[name] > 0 for name in stage.carriers)):
         raise TrainingError(
             f"stage {number} has nothing to learn from: its mixture draws none of its carriers "
@@ -76,6 +83,7 @@ def _refuse_merge(job: TrainJob, training: Training) -> None:
     adapters, _ = built(job, training)
     names = set(job.space.names)
     some = [s for s in job.stages if s.carriers is not None and set(s.carriers) != names]
+    some = [] if training.use_peft else some
     if job.save is not None and training.merge_lora and adapters and some:
         raise TrainingError(
             "training.merge_lora would put the adapters before the rows of every domain, but they "

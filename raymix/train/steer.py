@@ -121,7 +121,18 @@ class Steering:
         if weights is not None:
             self.weights = self._spared(weights)
         if decision.sampling is not None:
-            self.batches.set_mixture(self._spared(decision.sampling))
+            self.batches.set_mixture(self._within(self._spared(decision.sampling)))
+
+    def _within(self, mixture: Mixture) -> Mixture:
+        """`mixture` over what the stage is of; one of several stages does not draw the others'.
+
+        As the stage has it where the mixture has nothing of it.
+        """
+        asked = self.batches.sampler.asked
+        shares = np.where(asked.array() > 0, mixture.array(), 0.0)
+        if len(self._job.stages) < 2 or np.array_equal(shares, mixture.array()):
+            return mixture
+        return Mixture.normalised(self._names, shares) if shares.any() else asked
 
     def _spared(self, mixture: Mixture) -> Mixture:
         """`mixture` over all domains, none of it a target's."""

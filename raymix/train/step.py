@@ -84,6 +84,10 @@ class Stepper:
         if decide is not None or self.use.adapted is not None:
             # What was only looked at has left weights gathered that now change.
             reshard(self._model.module)
+        if self.use.slots is not None and not self.use.extra(items):
+            # No row of the step has the prompt: what is left of earlier steps must not move it.
+            for parameter in self._model.named(Part.PROMPT).values():
+                parameter.grad = None
         parameters = self._model.parameters.values()
         norm = clip(parameters, self._kit.setup.training.max_grad_norm, self._world)
         for group in self._optimizer.param_groups:

@@ -30,7 +30,9 @@ class Timetable:
     def rates(self, number: int, progress: float, course: Course) -> Rates:
         """Those of the next step of stage `number`, `progress` of which is spent.
 
-        The schedule is one; a stage's own learning rate is that of its weights.
+        The schedule is one; a stage's own learning rate is that of its weights. Where there is a
+        warm-up its first step has a rate of 0, as in a training of its own; a stage of several that
+        takes a single step goes without schedule, or it would train nothing.
         """
         starts = [0, *(i for i in range(1, len(self.stages)) if self.stages[i].restart)]
         first = max(i for i in starts if i <= number)
@@ -39,6 +41,8 @@ class Timetable:
         done = sum(self.steps[first:number]) + progress * self.steps[number]
         since = course.step - course.begun[first]
         factor = rate(self.training, done / sum(steps), since, sum(steps))
+        if sum(steps) == 1 and len(self.stages) > 1:
+            factor = 1.0
         own = self.stages[number].learning_rate
         weights = factor * (self.training.learning_rate if own is None else own)
         return Rates(weights, factor * self.training.prompt_learning_rate)

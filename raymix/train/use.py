@@ -55,11 +55,12 @@ def uses(job: TrainJob, training: Training) -> tuple[Use, ...]:
     """
     stages = job.stages or job.trained
     adapters, _ = built(job, training)
-    chosen = any(stage.carriers is not None for stage in stages)
+    # Adapters that are the weights of the whole training are everybody's.
+    chosen = any(stage.carriers is not None for stage in stages) and not training.use_peft
     made, act = [], training.use_peft
     for stage in stages:
         act = act or stage.trainable is Trainable.LORA
-        made.append(_use(stage, job.space.names, training.num_virtual_tokens, adapters, act))
+        made.append(_use(stage, job.space.names, training, adapters, act))
     if adapters and not chosen and all(all(use.adapted or ()) for use in made):
         # Nothing tells rows or stages apart: the adapters stay as they are.
         made = [_unchosen(use) for use in made]
@@ -68,11 +69,11 @@ def uses(job: TrainJob, training: Training) -> tuple[Use, ...]:
     return tuple(made) if made else (PLAIN,)
 
 
-def _use(stage: Stage, names: Sequence[str], tokens: int, adapters: bool, act: bool) -> Use:
+def _use(stage: Stage, names: Sequence[str], training: Training, adapters: bool, act: bool) -> Use:
     carries = [stage.carriers is None or name in stage.carriers for name in names]
-    prompt = stage.prompt is not Prompt.OFF
-    tuned = adapters and act and stage.carriers is not None
-    adapted = tuple(act and c for c in carries) if adapters else None
+    prompt, tokens = stage.prompt is not Prompt.OFF, training.num_virtual_tokens
+    tuned = adapters and act and stage.carriers is not None and not training.use_peft
+    adapted = tuple(act and (c or training.use_peft) for c in carries) if adapters else None
     slots = tuple(tokens * c for c in carries) if prompt else None
     other = Use(
         tuple(tokens * (not c) for c in carries) if prompt else None,

@@ -120,7 +120,7 @@ def test_without_confirmations_the_winners_guards_are_told(tmp_path):
 
 def test_tables_show_parameters(tmp_path):
     toy = Toy()
-    params = (Parameter("k", 1 / 256, values=(1 / 256, 0.5)),)
+    params = (Parameter("k", 1 / 256, values=(1 / 64, 0.5)),)
     methods = (Method("m", Dirichlet(), 4, params=params),)
     plan = Plan(toy.space(), Same(), Objective(), methods, confirm=Confirm(0, 0))
     study = Study(tmp_path, plan, {})
