@@ -9,9 +9,17 @@ from raymix.core.job import TrainResult
 from raymix.core.trial import History
 
 
-def blind(history: History) -> History:
-    """The history without test losses: what a searcher may see."""
-    trials = tuple(replace(t, result=_blind(t.result)) if t.result else t for t in history)
+def blind(history: History, known: dict[int, TrainResult] | None = None) -> History:
+    """The history without test losses: what a searcher may see.
+
+    `known` keeps what was made of told results, by the trial's number: they do not change, and a
+    long study would copy all of them at each ask.
+    """
+    seen = {} if known is None else known
+    for trial in history:
+        if trial.result is not None and trial.number not in seen:
+            seen[trial.number] = _blind(trial.result)
+    trials = tuple(replace(t, result=seen[t.number]) if t.result else t for t in history)
     return History(trials, history.method, _blind(history.base) if history.base else None)
 
 

@@ -81,6 +81,7 @@ class Study:
         except BaseException:
             self._store.close()
             raise
+        self._blinded: dict[int, TrainResult] = {}
         # What a crash left open is launched again, before anything new.
         self._again = list(self._record.pending)
 
@@ -232,7 +233,9 @@ class Study:
         # By its own count: other methods, and how fast they are, do not change what it draws.
         rng = generator(plan.seed, method.name, len(seen.own))
         within = dataclasses.replace(plan.space, params=method.params)
-        answer = method.searcher.propose(within, blind(seen_from(seen, plan, method)), rng)
+        answer = method.searcher.propose(
+            within, blind(seen_from(seen, plan, method), self._blinded), rng
+        )
         if isinstance(answer, Idle):
             return answer
         answer = ordered(answer, plan, method)
