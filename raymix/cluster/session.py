@@ -19,6 +19,7 @@ HEAD = "node:__internal_head__"
 """A resource that every cluster's head node has: 1.0 of it."""
 
 _ANSWER_SECONDS = 10.0
+_SLOW = "timed out during startup"
 _STORE_BYTES = 200_000_000
 """Object store of a Ray started here. Data and weights are memory-mapped files, never objects."""
 
@@ -59,7 +60,21 @@ def connected(cluster: Cluster) -> Iterator[None]:
                 "itself, for instance with `ray job submit`"
             )
         _answers(address)
-        own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        _begin(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _begin(address: str) -> None:
+    """Connect to Ray, or start it here; on a busy machine that may take a second try.
+
+    Raises:
+        ClusterError: it cannot be done.
+    """
+    own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    for last in (False, True):
         try:
             ray.init(
                 address=address,
@@ -67,11 +82,13 @@ def connected(cluster: Cluster) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 **(own if address == "local" else {}),
             )
+            return
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(f"cannot connect to Ray at '{address}': {error}") from error
-        try:
-            yield
-        finally:
+        except Exception as error:
+            # Ray gives its own processes half a minute, and has no name for what it raises then.
+            if last or _SLOW not in str(error):
+                raise
             ray.shutdown()
 
 
