@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from raymix.cluster.pool import Pool, close_all
-from raymix.cluster.resources import change
+from raymix.cluster.config import Cluster
+from raymix.cluster.nodes import check_nodes, terms
+from raymix.cluster.pool import Pool, close_all, open_desk
+from raymix.cluster.resources import Plan, change
+from raymix.cluster.session import connected, planned
+from raymix.core.codec import encode
+from raymix.train.config import Setup
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +36,50 @@ def beat(step_timeout: float | None) -> float:
     return min(10.0, (step_timeout or 40.0) / _BEATS)
 
 
+Make = Callable[[str, Callable[[str, Exception], None]], Pool]
+"""Builds the pool of a name, given what to tell of its end."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A cluster that is made ready for pools: `desk` (of `name`) is open, `scratch` is a folder."""
+
+    plan: Plan
+    name: str
+    desk: Any
+    scratch: str
+    make: Make
+
+
+@contextmanager
+def ground(cluster: Cluster, setup: Setup, trainer: str) -> Iterator[Ground]:
+    """Connect, see whether pools fit and the nodes suit, open a desk.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, holds no pool, or a node does not fit.
+    """
+    with (
+        connected(cluster),
+        terms(setup) as asked,
+        tempfile.TemporaryDirectory(prefix="raymix-") as scratch,
+    ):
+        plan = planned(cluster)
+        check_nodes(asked, plan.need)
+        name = f"raymix-desk-{uuid.uuid4().hex[:8]}"
+        desk = open_desk(name)
+        serving = {
+            "factory": trainer,
+            "setup": encode(setup),
+            "terms": encode(asked),
+            "beat": beat(cluster.step_timeout),
+        }
+
+        def make(pool: str, broke: Callable[[str, Exception], None]) -> Pool:
+            return Pool(pool, name, plan.need, serving, scratch, broke)
+
+        yield Ground(plan, name, desk, scratch, make)
+
+
 class Fleet:
     """Starts pools, ends and replaces them, from a thread of its own; `close` ends them all.
 
@@ -39,7 +92,7 @@ class Fleet:
     def __init__(
         self,
         desk: Any,
-        make: Callable[[str, Callable[[str, Exception], None]], Pool],
+        make: Make,
         wanted: Callable[[], int],
         patience: float | None,
         failed: Callable[[str, Exception], None],

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -15,13 +13,10 @@ from ray import tune
 
 from raymix.cluster.config import Cluster, EarlyStopping
 from raymix.cluster.drive import Drive
-from raymix.cluster.fleet import Fleet, beat
-from raymix.cluster.nodes import check_nodes, terms
-from raymix.cluster.pool import Pool, open_desk
-from raymix.cluster.session import HEAD, connected, environment, planned, suited, wanted
+from raymix.cluster.fleet import Fleet, ground
+from raymix.cluster.session import HEAD, environment, suited, wanted
 from raymix.cluster.stopping import Asha
 from raymix.cluster.trial import PoolTrial
-from raymix.core.codec import encode
 from raymix.core.job import Json
 from raymix.core.trial import Idle
 from raymix.study.record import read
@@ -50,25 +45,12 @@ def tune_study(
         record = read(study.folder)
         open_points = {number: record.points[number] for number in record.pending}
         asha = Asha(stopping, study.score, study.history.finished, open_points)
-    with (
-        connected(cluster),
-        terms(setup) as asked,
-        tempfile.TemporaryDirectory(prefix="raymix-") as scratch,
-    ):
-        plan = planned(cluster)
-        check_nodes(asked, plan.need)
-        name = f"raymix-desk-{uuid.uuid4().hex[:8]}"
-        desk = open_desk(name)
-        drive = Drive(study, desk, plan.pools, asha)
-        serving = {
-            "factory": trainer,
-            "setup": encode(setup),
-            "terms": encode(asked),
-            "beat": beat(cluster.step_timeout),
-        }
+    with ground(cluster, setup, trainer) as ready:
+        plan = ready.plan
+        drive = Drive(study, ready.desk, plan.pools, asha)
         fleet = Fleet(
-            desk,
-            lambda pool, broke: Pool(pool, name, plan.need, serving, scratch, broke),
+            ready.desk,
+            ready.make,
             lambda: wanted(cluster, plan.need),
             cluster.step_timeout,
             drive.pool_failed,
@@ -77,7 +59,7 @@ def tune_study(
         try:
             with _interrupts(drive), environment(suited(plan)):
                 fleet.start(plan.pools)
-                _tuner(drive, name, scratch).fit()
+                _tuner(drive, ready.name, ready.scratch).fit()
         finally:
             fleet.close(hurry=drive.stopping)
     if drive.error is not None:

@@ -36,6 +36,14 @@ class Signal(StrEnum):
     """Perplexity over that of the model before training, a mean over such rows [K]."""
 
 
+REFERENCED = frozenset({Signal.REFERENCE_LOSS, Signal.EXCESS_LOSS, Signal.CLIPPED_EXCESS_LOSS})
+"""Signals that ask for losses of the reference model."""
+SUMMED = REFERENCED | {Signal.DOMAIN_LOSS}
+"""Signals that are means over the window's tokens."""
+PROBED = frozenset({Signal.HIDDEN_SIMILARITY, Signal.PERPLEXITY_RATIO})
+"""Signals that are read from rows of every domain when an update is due."""
+
+
 @dataclass(frozen=True)
 class Signals:
     """One window of a training, reduced over all workers.

@@ -10,15 +10,12 @@ from raymix.core.codec import from_spec
 from raymix.core.errors import ConfigError, RaymixError
 from raymix.core.job import Prompt, Stage, Strategy, Trainable
 from raymix.core.mixture import Budget, Mixture, Space
-from raymix.core.signals import Signal
+from raymix.core.signals import PROBED, REFERENCED
 from raymix.experiment.config import TARGET, Experiment
 from raymix.experiment.model import context
 from raymix.search.perturb import Perturb
 from raymix.strategy.check import check
 from raymix.study.plan import Method, Plan, baselines, check_allowed
-
-_PLAIN = frozenset({Signal.DOMAIN_LOSS, Signal.VALIDATION_LOSS, Signal.GRADIENT_GRAM})
-"""Signals that are measured in every stage."""
 
 
 def check_strategies(experiment: Experiment, plan: Plan) -> None:
@@ -82,7 +79,7 @@ def _check_reweighter(
     if not isinstance(made, search.Online | search.Proxy) or _whole(stages):
         return
     reweighter = from_spec(made.reweighter)
-    asked = sorted(reweighter.needs - _PLAIN)
+    asked = sorted(reweighter.needs & (REFERENCED | PROBED))
     if asked:
         raise ConfigError(
             f"{key}: reweighter {type(reweighter).__name__} needs signal '{asked[0]}', which is "

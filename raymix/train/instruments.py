@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raymix.core.errors import TrainingError, nearest
 from raymix.core.job import Json, TrainJob
-from raymix.core.signals import Reweighter, Signal
+from raymix.core.signals import PROBED, REFERENCED, SUMMED, Reweighter, Signal
 from raymix.core.simplex import Vector
 from raymix.data.aside import Aside
 from raymix.data.batches import Batches, Item
@@ -20,13 +20,6 @@ from raymix.train.measure import Micro, Window, means
 from raymix.train.meter import Meter
 from raymix.train.probe import Probe
 from raymix.train.reference import Floats, TokenLosses
-
-REFERENCED = frozenset({Signal.REFERENCE_LOSS, Signal.EXCESS_LOSS, Signal.CLIPPED_EXCESS_LOSS})
-"""Signals that ask for losses of the reference model."""
-SUMMED = REFERENCED | {Signal.DOMAIN_LOSS}
-"""Signals that are means over the window's tokens."""
-PROBED = frozenset({Signal.HIDDEN_SIMILARITY, Signal.PERPLEXITY_RATIO})
-"""Signals that are read from rows of every domain when an update is due."""
 
 
 class Instruments:

@@ -6,6 +6,7 @@ It is evaluation, like that of the held-out rows: its forward passes are not on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,7 @@ class Leak:
         tokenizer: reads outputs.
     """
 
-    def __init__(
-        self, prompts: Prompts, names: Sequence[str], batch: int, tokenizer: object
-    ) -> None:
+    def __init__(self, prompts: Prompts, names: Sequence[str], batch: int, tokenizer: Any) -> None:
         self.prompts, self.tokenizer = prompts, tokenizer
         self.metrics: list[str] = []
         self.tables: list[Table] = []
@@ -62,7 +61,7 @@ class Leak:
 
     def fits(self, output: Sequence[int]) -> bool:
         """Whether generated tokens, read as text, are in the target's format."""
-        text: str = self.tokenizer.decode(output, skip_special_tokens=True)  # type: ignore[attr-defined]
+        text: str = self.tokenizer.decode(output, skip_special_tokens=True)
         return self.prompts.format.fits(text)
 
 

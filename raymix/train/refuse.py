@@ -5,8 +5,8 @@ from __future__ import annotations
 from raymix.core.codec import from_spec
 from raymix.core.errors import TrainingError, nearest
 from raymix.core.job import Diagnostic, Prompt, Stage, Trainable, TrainJob
+from raymix.core.signals import PROBED, REFERENCED
 from raymix.train.config import Training
-from raymix.train.instruments import PROBED, REFERENCED
 from raymix.train.parts import Part, built, is_plain, moved
 
 

@@ -14,10 +14,10 @@ from raymix.core.codec import from_spec
 from raymix.core.errors import RaymixError, TrainingError
 from raymix.core.job import Json, Spec, TrainJob
 from raymix.core.mixture import Mixture
-from raymix.core.signals import Decision, Reweighter, Signal, Signals, named
+from raymix.core.signals import SUMMED, Decision, Reweighter, Signal, Signals, named
 from raymix.core.simplex import Vector
 from raymix.data.batches import Batches
-from raymix.train.instruments import SUMMED, Instruments, rows_of
+from raymix.train.instruments import Instruments, rows_of
 from raymix.train.kit import Kit
 from raymix.train.meter import Meter
 from raymix.train.reference import TokenLosses

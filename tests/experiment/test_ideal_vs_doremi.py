@@ -1,32 +1,21 @@
 """The headline script: what it asks for, and, slowly, all of it on three domains."""
 
-import os
-import runpy
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from scripts import loaded, ran
 
 from raymix.core.mixture import Budget, Domain, Mixture, Space, Unit
 from raymix.core.trial import Role
 from raymix.report.facts import facts
 from raymix.study.record import read
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
 
 @pytest.fixture(scope="module")
 def script():
-    before = list(sys.path)
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        return runpy.run_path(str(EXPERIMENTS / "ideal_vs_doremi.py"))
-    finally:
-        sys.path[:] = before
+    return loaded("ideal_vs_doremi.py")
 
 
 def space(rows=(100, 400, 900), amount=1000):
@@ -85,15 +74,7 @@ def test_ideal_looks_at_as_many_rows_as_the_bill_pays_for(script):
 def test_the_whole_comparison(tmp_path):
     """Every method keeps to its bill, all are confirmed, and MLflow has one parent."""
     options = ["--domains", "3", "--bill", "4", "--seeds", "2", "--no-paper", "--folder", "out"]
-    ran = subprocess.run(
-        [sys.executable, str(EXPERIMENTS / "ideal_vs_doremi.py"), *options],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    printed = ran("ideal_vs_doremi.py", options, tmp_path)
     known = facts(read(tmp_path / "out" / "study"))
     methods = ("doubled weakest", "dirichlet", "tpe", "doremi", "doge", "mos", "ideal")
     assert {bill.member.group for bill in known.bills.values()} == set(methods)
@@ -110,7 +91,7 @@ def test_the_whole_comparison(tmp_path):
         assert np.isfinite([metrics[f"test/{n}/loss"] for n in known.domains]).all()
     for name in ("methods.png", "trajectories.png", "cost.png"):
         assert (tmp_path / "out" / "study" / "figures" / name).stat().st_size > 10_000
-    assert "Methods, each trained again at equal size" in ran.stdout
+    assert "Methods, each trained again at equal size" in printed.stdout
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "raymix"]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)

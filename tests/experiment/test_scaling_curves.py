@@ -1,15 +1,11 @@
 """Scaling curves on a real experiment, and the script around them."""
 
 import json
-import os
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from scripts import loaded, ran
 from typer.testing import CliRunner
 
 from raymix.core.errors import ConfigError
@@ -17,18 +13,12 @@ from raymix.experiment.config import Experiment
 from raymix.experiment.curves import Asked, draw, drawing
 from raymix.report.curves import scaling_of
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FRACTIONS = (1 / 16, 1 / 32, 1 / 64)
 
 
 @pytest.fixture(scope="module")
 def script():
-    before = list(sys.path)
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        return runpy.run_path(str(EXPERIMENTS / "scaling_curves.py"))
-    finally:
-        sys.path[:] = before
+    return loaded("scaling_curves.py")
 
 
 @pytest.fixture
@@ -136,15 +126,7 @@ def test_one_domain_has_nothing_to_compare_with(describe, tmp_path):
 @pytest.mark.timeout(900)
 def test_the_script_on_the_suite(tmp_path):
     options = ["--fractions", "1/4,1/16,1/64", "--epochs", "1", "--seeds", "2", "--folder", "out"]
-    ran = subprocess.run(
-        [sys.executable, str(EXPERIMENTS / "scaling_curves.py"), *options],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    printed = ran("scaling_curves.py", options, tmp_path)
     for words in ("Each domain alone", "Are the curves of larger steeper?", "mixing helps"):
-        assert words in ran.stdout
+        assert words in printed.stdout
     assert (tmp_path / "out" / "curves" / "curves.json").is_file()

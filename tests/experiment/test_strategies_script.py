@@ -1,13 +1,8 @@
 """The strategies script: what it asks for, and, slowly, what the sources say on the suite."""
 
-import os
-import runpy
-import subprocess
-import sys
-from pathlib import Path
-
 import mlflow
 import pytest
+from scripts import loaded, ran
 
 from raymix.core.codec import from_spec
 from raymix.core.errors import ConfigError
@@ -19,18 +14,12 @@ from raymix.report.facts import facts
 from raymix.study.confirm import by_group
 from raymix.study.record import read
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHARES = {"dmt 1/256", "dmt 1/64", "dmt 1/16", "dmt 1/4", "dmt 1"}
 
 
 @pytest.fixture(scope="module")
 def script():
-    before = list(sys.path)
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        return runpy.run_path(str(EXPERIMENTS / "strategies.py"))
-    finally:
-        sys.path[:] = before
+    return loaded("strategies.py")
 
 
 def test_groups_are_named_or_refused(script):
@@ -96,16 +85,8 @@ def test_influence_with_stages_of_weights_is_allowed(describe, tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning:mlflow")
 def test_sequential_training_forgets_and_replay_reduces_it(tmp_path):
     """On the suite, with each of three seeds; one MLflow parent holds all of it."""
-    ran = subprocess.run(
-        [sys.executable, str(EXPERIMENTS / "strategies.py"), "--no-controls", "--folder", "out"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert "What the sources say" in ran.stdout
+    printed = ran("strategies.py", ["--no-controls", "--folder", "out"], tmp_path)
+    assert "What the sources say" in printed.stdout
     known = facts(read(tmp_path / "out" / "study"))
     told = by_group(known.history)
 
