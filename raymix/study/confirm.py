@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -14,6 +13,7 @@ from raymix.core.codec import to_json
 from raymix.core.job import Json, Status
 from raymix.core.mixture import Space
 from raymix.core.trial import History, Proposal, Role, Trial
+from raymix.storage.place import Where, absolute
 from raymix.study.groups import Members, chosen, runs_of
 from raymix.study.plan import METHODS, Confirm, Plan
 
@@ -226,7 +226,7 @@ def _by_trial(confirmations: Iterable[Trial]) -> dict[int, list[Trial]]:
     return found
 
 
-def saved_at(folder: Path, history: History, trial: Trial) -> Path:
+def saved_at(folder: Where, history: History, trial: Trial) -> str:
     """Where the model of a confirmation is kept (`Confirm.save`): `models/<label>-<block>`.
 
     The label is the group, or the trial that it repeats; what no file may be called is escaped.
@@ -236,9 +236,8 @@ def saved_at(folder: Path, history: History, trial: Trial) -> Path:
     name = source.method
     if source.role is not Role.BASELINE:
         name = f"{name}-{source.number:03d}"
-    return (
-        folder.resolve() / "models" / quote(f"{note.get('group', name)}-{note['block']}", " #=+,")
-    )
+    label = quote(f"{note.get('group', name)}-{note['block']}", " #=+,")
+    return f"{absolute(folder)}/models/{label}"
 
 
 def _of_best(history: History) -> Iterator[Trial]:

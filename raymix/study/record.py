@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from raymix.core.codec import decode, encode
 from raymix.core.errors import MixtureError, StudyError
 from raymix.core.job import Json, Point, Spent, TrainResult
 from raymix.core.trial import History, Proposal, Trial
+from raymix.storage.place import Where
 from raymix.study.groups import Member
 from raymix.study.plan import Confirm
 from raymix.study.store import Event, file_of, read_events
@@ -108,7 +108,7 @@ class Record:
             )
 
 
-def replay(events: Iterable[Event], path: str | Path = "history") -> Record:
+def replay(events: Iterable[Event], path: Where = "history") -> Record:
     """The state after all `events`; an error names the line of the event that does not fit."""
     record = Record()
     for line, event in enumerate(events, start=1):
@@ -119,7 +119,7 @@ def replay(events: Iterable[Event], path: str | Path = "history") -> Record:
     return record
 
 
-def read(path: str | Path) -> Record:
+def read(path: Where) -> Record:
     """What the history file at `path` (or in that folder) says; the study may be running."""
     record = replay(read_events(path), file_of(path))
     if "identity" not in record.header or "config" not in record.header:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
+
+from upath import UPath
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import StudyError
 from raymix.core.job import Json, Point, Spent, Status, TrainJob, TrainResult
 from raymix.core.trial import History, Idle, Proposal, Role, Trial
+from raymix.storage.place import Where
 from raymix.study.bill import TOLERANCE, affordable, paid, spent, units
 from raymix.study.blind import blind
 from raymix.study.confirm import confirmations, saved_at, winner
@@ -57,7 +59,7 @@ class Study:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: Where,
         plan: Plan,
         identity: Mapping[str, Json],
         config: Json = None,
@@ -125,7 +127,7 @@ class Study:
     # ---- what is known ----
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> UPath:
         """The study's folder."""
         return self._store.path.parent
 
@@ -262,7 +264,7 @@ class Study:
         job = make_job(self.plan, self._record, trial)
         if trial.role is not Role.CONFIRM or not self.plan.confirm.save:
             return job
-        return dataclasses.replace(job, save=str(saved_at(self.folder, self.history, trial)))
+        return dataclasses.replace(job, save=saved_at(self.folder, self.history, trial))
 
     # ---- tell ----
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from raymix.core.errors import StudyError
-from raymix.study.store import FILE, LOCK, Store, read_events, versions
+from raymix.study.store import FILE, Store, read_events, versions
 
 
 def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
@@ -186,7 +186,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(tmp_path):
 
 def test_lock_file_stands_beside_the_history(tmp_path):
     filled(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, LOCK]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, "history.lock"]
 
 
 def test_versions_name_what_results_depend_on_without_importing_it():

@@ -1,0 +1,184 @@
+"""Files and folders by path or by fsspec URL, with the same few verbs for both.
+
+On a disk a name appears at once or not at all, by a rename. An object store has no rename, but an
+object is there whole or not at all: of a folder, the file that vouches for the others goes last.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import fsspec
+from upath import UPath
+from upath.implementations.cloud import CloudPath
+
+from raymix.core.errors import ConfigError
+
+Where: TypeAlias = str | Path | UPath
+"""A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://bucket/folder`."""
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+
+
+def is_url(where: Where) -> bool:
+    """Whether `where` is no path on this machine's disks."""
+    return not isinstance(where, Path) and "://" in str(where)
+
+
+def place(where: Where) -> UPath:
+    """The file or folder at `where`; nothing is looked up.
+
+    Raises:
+        ConfigError: a URL of a kind that is unknown here.
+    """
+    if isinstance(where, UPath):
+        return where
+    if not is_url(where):
+        return UPath(Path(where))
+    kind = where.split("://")[0] if isinstance(where, str) else ""
+    try:
+        fsspec.get_filesystem_class(kind)
+    except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(kind)
+        hint = f"; pip install 'raymix[{extra}]'" if extra else ""
+        raise ConfigError(f"'{where}': cannot be opened, {error}{hint}") from error
+    if kind in ("file", "local"):
+        return UPath(Path(fsspec.core.url_to_fs(where)[1]))
+    # A listing that is kept would not show what another machine has written since.
+    return UPath(where, use_listings_cache=False)
+
+
+def absolute(where: Where) -> str:
+    """`where` so that it means the same in every working directory."""
+    found = place(where)
+    return str(found.resolve()) if isinstance(found, Path) else str(found)
+
+
+@contextmanager
+def os_errors(what: object) -> Iterator[None]:
+    """Have whatever a file system raises come out as OSError, as a disk's errors do.
+
+    `what` is named in it.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # object stores have errors of their own
+        raise OSError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def check_writable(folder: UPath) -> None:
+    """Make `folder` and see that files in it can be written, read and removed.
+
+    Raises:
+        OSError: they cannot.
+    """
+    with os_errors(folder):
+        make(folder)
+        probe = folder / f".raymix-{uuid.uuid4().hex}"
+        probe.write_bytes(b"1")
+        probe.read_bytes()
+        probe.unlink()
+
+
+def make(folder: UPath) -> None:
+    """Make `folder` and those that it lies in, where there are folders.
+
+    An object store has none, and a bucket is not ours to make: a slip in its name is an error.
+    """
+    if not isinstance(folder, CloudPath):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_whole(path: UPath, data: bytes) -> None:
+    """Write `data` to `path`, whose folder is made; nobody sees half of it.
+
+    Raises:
+        OSError: it could not be written; what was there is still there.
+    """
+    with os_errors(path):
+        make(path.parent)
+        if not isinstance(path, Path):
+            path.write_bytes(data)
+            return
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(draft).replace(path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+
+
+def remove(folder: UPath) -> None:
+    """Remove a folder and all in it, if it is there.
+
+    Raises:
+        OSError: it is in an object store that does not let it go.
+    """
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with os_errors(folder):
+        # Not by its listing: what another attempt left behind goes, too.
+        if folder.fs.exists(folder.path):
+            folder.fs.rm(folder.path, recursive=True)
+
+
+def put(draft: Path, folder: UPath, last: str) -> None:
+    """Move what is in the local folder `draft` to `folder`, in the place of what was there.
+
+    Until the file `last` is there, the folder is not to be believed.
+
+    Raises:
+        OSError: it could not be moved; `draft` is still there.
+    """
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.replace(folder)
+        return
+    with os_errors(folder):
+        remove(folder)
+        files = sorted(path for path in draft.rglob("*") if path.is_file())
+        names = [path.relative_to(draft).as_posix() for path in files]
+        first = [name for name in names if name != last]
+        for parent in {(folder / name).parent for name in names}:
+            make(parent)
+        for group in (first, [last]):
+            targets = [f"{folder.path}/{name}" for name in group]
+            if group:
+                folder.fs.put([str(draft / name) for name in group], targets)
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+def draft_of(folder: UPath) -> Path:
+    """A local folder, made empty, in which `folder` is written before it is `put`."""
+    if isinstance(folder, Path):
+        draft = Path(folder.with_name(f".draft-{folder.name}"))
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        return draft
+    return Path(tempfile.mkdtemp(prefix="raymix-draft-"))
+
+
+@contextmanager
+def published(folder: UPath) -> Iterator[Path]:
+    """`folder` itself on a disk; else a scratch folder, whose files are sent there at the end."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="raymix-") as scratch:
+        yield Path(scratch)
+        with os_errors(folder):
+            for path in sorted(Path(scratch).rglob("*")):
+                if path.is_file():
+                    write_whole(folder / path.relative_to(scratch).as_posix(), path.read_bytes())
