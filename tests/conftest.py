@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import uuid
+from collections.abc import Iterator
 
 os.environ.update(
     CUDA_VISIBLE_DEVICES="",
@@ -12,6 +14,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -26,3 +29,30 @@ def _steady() -> None:
     """The legacy global generators, which libraries draw from, start the same in each test."""
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[None]:
+    """A server that speaks S3, and an environment that leads to it, for child processes too."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+    server.stop()
+
+
+@pytest.fixture
+def bucket(_object_store: None) -> Iterator[str]:
+    """URL of a new bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    store = fsspec.filesystem("s3", use_listings_cache=False)
+    store.mkdir(name)
+    yield f"s3://{name}"
+    store.rm(name, recursive=True)

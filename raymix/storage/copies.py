@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -47,13 +48,14 @@ class Copies:
     def __init__(self, most: int = _KEPT) -> None:
         self._most = most
         _sweep()
-        self._scratch = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self._scratch = Path(tempfile.mkdtemp(prefix=_PREFIX))
         # Held open, and with it the lock, for as long as this process lives; locked before it has
         # the name by which others look for it.
-        fresh = Path(self._scratch.name) / f"{_LOCK}-new"
-        self._lock = os.open(fresh, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fresh = self._scratch / f"{_LOCK}-new"
+        lock = os.open(fresh, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         fresh.replace(fresh.with_name(_LOCK))
+        weakref.finalize(self, _end, self._scratch, lock)
         self._held: dict[str, tuple[Json, Path]] = {}
 
     def of(self, folder: UPath) -> Path:
@@ -68,7 +70,7 @@ class Copies:
             if held is not None and held[0] == state:
                 self._held[name] = held  # the newest now
                 return held[1]
-            here = Path(self._scratch.name) / hashlib.sha256(name.encode()).hexdigest()[:16]
+            here = self._scratch / hashlib.sha256(name.encode()).hexdigest()[:16]
             here = here / folder.name
             shutil.rmtree(here, ignore_errors=True)
             for old in list(self._held)[: len(self._held) - self._most + 1]:
@@ -79,6 +81,11 @@ class Copies:
             folder.fs.get(list(found), [str(target) for target in targets])
         self._held[name] = (state, here)
         return here
+
+
+def _end(scratch: Path, lock: int) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.close(lock)
 
 
 def _state(info: Json) -> Json:

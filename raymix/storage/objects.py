@@ -21,7 +21,7 @@ from upath import UPath
 
 from raymix.core.errors import StudyError
 from raymix.core.job import Json
-from raymix.storage.place import os_errors
+from raymix.storage.place import os_errors, read_whole, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Objects:
                 part.fs.pipe_file(part.path, data, mode="create")
             except FileExistsError:
                 # Ours, where the answer to a first try was lost.
-                if part.read_bytes() != data:
+                if read_whole(part) != data:
                     raise self._taken() from None
         self._size += len(data)
         self._since = time.monotonic()
@@ -104,11 +104,12 @@ class Objects:
         )
 
     def _gather(self) -> None:
-        """Make one object of the parts."""
+        """Make one object of the parts, without a torn last line."""
         with os_errors(self._path):
-            parts = _listed(self._path)
+            parts, data = _listed(self._path), read(self._path)
+            if data is not None and (not self._path.exists() or read_whole(self._path) != data):
+                write_whole(self._path, data)
             if parts:
-                self._path.write_bytes(read(self._path) or b"")
                 self._path.fs.rm(parts)
 
 
@@ -139,7 +140,7 @@ def whole_lines(data: bytes) -> bytes:
 def _read(path: UPath) -> bytes | None:
     """What there is now; None where a part is not there, or not any more."""
     parts = _listed(path)
-    whole = bytearray(path.read_bytes() if path.exists() else b"")
+    whole = bytearray(read_whole(path) if path.exists() else b"")
     contents = path.fs.cat(parts) if parts else {}
     for part in parts:
         begin = int(part.rpartition("/")[2])
@@ -197,7 +198,7 @@ class _Lease:
         held = _told(self._path)
         if held and not _has_ended(held):
             self._watch(held)
-        self._path.write_bytes(self._words())
+        write_whole(self._path, self._words())
         time.sleep(min(1.0, self._beat / 4))
         held = _told(self._path)
         if held.get("token") != self._token:
@@ -242,7 +243,7 @@ class _Lease:
                 if held and held.get("token") != self._token:
                     self.lost = True
                     return
-                self._path.write_bytes(self._words())
+                write_whole(self._path, self._words())
             except Exception as error:  # each file system has errors of its own
                 _log.warning("cannot renew %s, tried again soon: %s", self._path, error)
 
@@ -250,7 +251,7 @@ class _Lease:
 def _told(path: UPath) -> Json:
     """What the lease says; {} where there is none."""
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(json.loads(read_whole(path)))
     except FileNotFoundError:
         return {}
 

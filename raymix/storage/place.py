@@ -19,7 +19,7 @@ import fsspec
 from upath import UPath
 from upath.implementations.cloud import CloudPath
 
-from raymix.core.errors import ConfigError
+from raymix.core.errors import ConfigError, RaymixError
 
 Where: TypeAlias = str | Path | UPath
 """A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://bucket/folder`."""
@@ -42,9 +42,9 @@ def place(where: Where) -> UPath:
         return where
     if not is_url(where):
         return UPath(Path(where))
-    kind = where.split("://")[0] if isinstance(where, str) else ""
+    kind = str(where).split("://")[0]
     try:
-        fsspec.get_filesystem_class(kind)
+        fsspec.get_filesystem_class(kind or "no kind")
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(kind)
         hint = f"; pip install 'raymix[{extra}]'" if extra else ""
@@ -69,7 +69,7 @@ def os_errors(what: object) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
+    except (OSError, RaymixError):
         raise
     except Exception as error:  # object stores have errors of their own
         raise OSError(f"{what}: {type(error).__name__}: {error}") from error
@@ -84,8 +84,8 @@ def check_writable(folder: UPath) -> None:
     with os_errors(folder):
         make(folder)
         probe = folder / f".raymix-{uuid.uuid4().hex}"
-        probe.write_bytes(b"1")
-        probe.read_bytes()
+        write_whole(probe, b"1")
+        read_whole(probe)
         probe.unlink()
 
 
@@ -98,6 +98,16 @@ def make(folder: UPath) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def read_whole(path: UPath) -> bytes:
+    """What is in the file `path`, as it was at one moment.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with os_errors(path):
+        return path.read_bytes() if isinstance(path, Path) else bytes(path.fs.cat_file(path.path))
+
+
 def write_whole(path: UPath, data: bytes) -> None:
     """Write `data` to `path`, whose folder is made; nobody sees half of it.
 
@@ -107,7 +117,7 @@ def write_whole(path: UPath, data: bytes) -> None:
     with os_errors(path):
         make(path.parent)
         if not isinstance(path, Path):
-            path.write_bytes(data)
+            path.fs.pipe_file(path.path, data)
             return
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
         try:
