@@ -31,7 +31,7 @@ Config = Annotated[Path, typer.Argument(help="The experiment's YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Dotted overrides, such as search.num_trials=8.")
 ]
-Folder = Annotated[Path, typer.Argument(help="The study's folder (study.output_dir).")]
+Folder = Annotated[str, typer.Argument(help="The study's folder (study.output_dir).")]
 Weights = Annotated[str, typer.Option(help="Shares by domain, such as math=.5,code=.3,chat=.2.")]
 File = Annotated[str, typer.Option(help="A best_mixture.yaml; default: the prior.")]
 
@@ -192,12 +192,16 @@ def report(folder: Folder) -> None:
     with told():
         from raymix.report.table import report as tell
         from raymix.report.write import write_report
+        from raymix.storage.place import published
         from raymix.study.record import read
+        from raymix.study.store import folder_of
 
         record = read(folder)
         console.print(tell(record))
-        for path in write_report(record, folder):
-            console.print(f"written: {path}", soft_wrap=True)
+        home = folder_of(folder)
+        with published(home) as here:
+            for path in write_report(record, here):
+                console.print(f"written: {home / path.relative_to(here)}", soft_wrap=True)
 
 
 @app.command()
@@ -265,7 +269,7 @@ def export(
 @app.command()
 def train(
     config: Config,
-    save: Annotated[Path, typer.Option(help="Folder for the model.")],
+    save: Annotated[str, typer.Option(help="Folder for the model.")],
     overrides: Overrides = None,
     mixture: File = "",
     weights: Weights = "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from raymix import search
 from raymix.core.errors import ConfigError, nearest
@@ -19,6 +18,7 @@ from raymix.experiment.feasible import check_strategies
 from raymix.experiment.model import check_model
 from raymix.experiment.strategy import check_parameters, parameters
 from raymix.search.perturb import Perturb
+from raymix.storage.place import absolute
 from raymix.study.plan import Confirm, Method, Plan, seeded
 from raymix.train.config import Setup
 
@@ -136,7 +136,7 @@ def setup(experiment: Experiment, prepared: Prepared) -> Setup:
         models={TARGET: experiment.model_name_or_path, **experiment.proxies},
         training=experiment.training,
         stores=prepared.stores,
-        output_dir=str(Path(experiment.study.folder).resolve()),
+        output_dir=absolute(experiment.study.folder),
         trust_remote_code=experiment.trust_remote_code,
         influence=experiment.influence,
         chat_template=experiment.chat_template,

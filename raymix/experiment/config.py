@@ -31,6 +31,7 @@ from raymix.data.leak import FormatLeak
 from raymix.data.source import DatasetSpec
 from raymix.experiment.explain import explain
 from raymix.experiment.strategy import ParameterSettings, StrategySettings
+from raymix.storage.place import check_url, is_url
 from raymix.study.objective import KEEP_PENALTY, Objective
 from raymix.train.config import InfluenceSettings, Training
 
@@ -45,13 +46,23 @@ _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
 class StudySettings(BaseModel):
-    """The study's name, its seed, and the folder that holds all that it writes."""
+    """The study's name, its seed, and the folder that holds all that it writes.
+
+    `output_dir`: a path, or a URL that fsspec opens, such as s3://bucket/runs/first.
+    """
 
     model_config = _FROZEN
 
     name: str = "raymix"
     seed: int = Field(0, ge=0, lt=2**31)
     output_dir: str | None = None
+
+    @field_validator("output_dir")
+    @classmethod
+    def _can_be_opened(cls, value: str | None) -> str | None:
+        if value is not None and is_url(value):
+            check_url(value)
+        return value
 
     @property
     def folder(self) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+
+from upath import UPath
 
 from raymix.cluster.config import EarlyStopping
 from raymix.core.errors import ConfigError, SearchError
@@ -27,6 +28,7 @@ from raymix.experiment.run import conduct
 from raymix.experiment.strategy import StrategySettings
 from raymix.report.curve_figures import write_curves
 from raymix.search.curves import FRACTIONS, Curves
+from raymix.storage.place import place
 from raymix.study.plan import Plan
 from raymix.study.record import Record, read
 from raymix.study.study import Listener
@@ -54,9 +56,9 @@ class Drawing:
     curves: Curves
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> UPath:
         """Where its history is."""
-        return Path(self.experiment.study.folder)
+        return place(self.experiment.study.folder)
 
 
 def drawing(experiment: Experiment, asked: Asked) -> Drawing:

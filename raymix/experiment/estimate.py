@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from raymix.core.errors import StudyError
 from raymix.core.job import Spent, Status
 from raymix.data.prepare import Prepared
 from raymix.data.store import open_table
@@ -79,7 +79,7 @@ def _each(
     experiment: Experiment, flops: float | None, rate: float | None
 ) -> tuple[float | None, str]:
     """Seconds of one training, and what they rest on."""
-    spent = _measured(Path(experiment.study.folder)) if rate is None else []
+    spent = _measured(experiment.study.folder) if rate is None else []
     if spent:
         return float(np.median([s.seconds for s in spent])), (
             f"measured on {len(spent)} trainings of this study"
@@ -93,10 +93,11 @@ def _each(
     return flops / (reached * workers), f"{reached:.2g} FLOP/s a worker ({kind})"
 
 
-def _measured(folder: Path) -> list[Spent]:
-    if not (folder / "history.jsonl").is_file():
-        return []
-    done = (t.result for t in read(folder).history)
+def _measured(folder: str) -> list[Spent]:
+    try:
+        done = [trial.result for trial in read(folder).history]
+    except StudyError:
+        return []  # none has been started
     return [r.spent for r in done if r and r.status is Status.DONE and r.spent.steps]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from raymix.core.errors import StudyError
 from raymix.data.keys import plans
 from raymix.experiment.build import data_spec, prepare
@@ -11,10 +9,11 @@ from raymix.experiment.config import Experiment
 from raymix.report.best import best_of
 from raymix.report.facts import facts
 from raymix.report.recipe import Recipe
+from raymix.storage.place import Where
 from raymix.study.record import read
 
 
-def recipe_of(folder: str | Path) -> Recipe:
+def recipe_of(folder: Where) -> Recipe:
     """The best mixture of the study in `folder`, with the data that it was found on.
 
     Raises:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from upath import UPath
+
 from raymix.core.errors import ConfigError, SearchError, StudyError
 from raymix.core.mixture import Mixture
 from raymix.data.prepare import Prepared
@@ -22,6 +24,7 @@ from raymix.report.scatter import write_influence
 from raymix.report.validation import write_validation
 from raymix.search.counts import Total
 from raymix.search.perturb import Perturb
+from raymix.storage.place import place
 from raymix.study.plan import Plan
 from raymix.study.record import Record, read
 from raymix.study.study import Listener
@@ -55,9 +58,9 @@ class Probing:
     validate: bool
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> UPath:
         """Where its history is."""
-        return Path(self.experiment.study.folder)
+        return place(self.experiment.study.folder)
 
 
 def probing(experiment: Experiment, probe: Probe) -> Probing:

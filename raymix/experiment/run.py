@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from upath import UPath
+
 from raymix.cluster.config import Cluster
 from raymix.core.codec import to_spec
 from raymix.core.errors import ClusterError, ConfigError, TrainingError
@@ -21,9 +23,11 @@ from raymix.experiment.feasible import check_strategy
 from raymix.experiment.load import dump, to_yaml
 from raymix.experiment.needs import check_influence
 from raymix.report.write import write_report
+from raymix.storage.place import Where, absolute, check_writable, place, published
 from raymix.strategy.tuned import tuned
 from raymix.study.plan import Plan
 from raymix.study.record import Record, read
+from raymix.study.store import copied
 from raymix.study.study import Listener, Study
 from raymix.track.null import About, Ending, NoTracker, Tracker
 from raymix.train.config import Setup
@@ -35,7 +39,7 @@ _NONE: Mapping[str, float] = {}
 class Outcome:
     """What a study found. `folder` holds the history, the report and the best mixture."""
 
-    folder: Path
+    folder: UPath
     history: History
     best: Trial | None
 
@@ -88,23 +92,23 @@ def conduct(
 
     `depends`: what else its results depend on. `write` leaves in the folder what people read.
     """
-    folder = Path(experiment.study.folder)
+    folder = place(experiment.study.folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     except OSError as error:
-        raise ConfigError(f"study.output_dir: cannot make the folder '{folder}': {error}") from None
+        raise ConfigError(f"study.output_dir: cannot write to '{folder}': {error}") from None
     tracker = _tracker(experiment)
     config = dump(experiment)
     study = Study(folder, asked, depends, config, resume, (tracker, *listeners))
     try:
-        with _followed(tracker, study, experiment, prepared):
-            described = folder / "experiment.yaml"
+        with published(folder) as here, _followed(tracker, study, experiment, prepared):
+            described = here / "experiment.yaml"
             described.write_text(to_yaml(experiment), encoding="utf-8")
             tracker.artifact(described)
             _run(study, experiment, prepared)
-            for path in write(read(folder), folder):
+            for path in write(read(folder), here):
                 tracker.artifact(path)
-            tracker.artifact(folder / "history.jsonl")
+            tracker.artifact(copied(folder, here))
         return Outcome(folder, study.history, study.best())
     finally:
         study.close()
@@ -163,7 +167,7 @@ def _run(study: Study, experiment: Experiment, prepared: Prepared) -> None:
 def train(
     experiment: Experiment,
     mixture: Mixture | None,
-    save: str | Path,
+    save: Where,
     order: Strategy | None = None,
     params: Mapping[str, float] = _NONE,
 ) -> TrainResult:
@@ -177,8 +181,8 @@ def train(
             `save` is the base model itself.
         TrainingError: the training failed; says why.
     """
-    target = Path(save).resolve()
-    if target == Path(experiment.model_name_or_path).resolve():
+    target = absolute(save)
+    if target == absolute(experiment.model_name_or_path):
         raise ConfigError(f"will not save over the base model in {target}; choose another folder")
     prepared = prepare(experiment)
     within = space(experiment, prepared.domains)
@@ -190,7 +194,7 @@ def train(
         space=within,
         seed=experiment.study.seed,
         test=True,
-        save=str(target),
+        save=target,
     )
     # Checkpoints lie beside the model: in its folder they would be part of it.
     parts = dataclasses.replace(setup(experiment, prepared), output_dir=f"{target}-training")

@@ -11,8 +11,9 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
+from upath import UPath
 
 from raymix.influence.batch import Batch, Network, Peers
 from raymix.influence.curvature import (
@@ -26,6 +27,7 @@ from raymix.influence.gradients import Gradients, correct, gradients, gradients_
 from raymix.influence.layers import Layer
 from raymix.influence.memory import plan_groups
 from raymix.influence.score import Scores, scores
+from raymix.storage.place import drafted, read_whole
 
 Progress = Callable[[float], None]
 
@@ -51,7 +53,7 @@ class Plan:
     fisher: Fisher = "true"
     seed: int = 0
     memory: int = 2**62
-    shelf: Path | None = None
+    shelf: UPath | None = None
 
 
 @dataclass
@@ -183,36 +185,32 @@ def _together(found: Sequence[Scores]) -> Scores:
 _FIELDS = ("inputs", "outputs", "eigenvalues", "kronecker")
 
 
-def _shelved(shelf: Path | None, number: int, factors: Mapping[str, Factors], peers: Peers) -> None:
+def _shelved(
+    shelf: UPath | None, number: int, factors: Mapping[str, Factors], peers: Peers
+) -> None:
     """Keep a group's curvature, whole or not at all; worker 0 writes.
 
     A full disk costs what is kept, not the measurement.
     """
     if shelf is None or peers.rank:
         return
-    path, draft = _place(shelf, number), _place(shelf, number).with_suffix(".draft")
     tensors = {
         f"{name}/{field_}": getattr(factor, field_).cpu().contiguous().clone()
         for name, factor in factors.items()
         for field_ in _FIELDS
     }
-    try:
-        shelf.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), drafted(_place(shelf, number)) as draft:
         save_file(tensors, draft)
-        draft.replace(path)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            draft.unlink()
 
 
 def _recalled(
-    shelf: Path | None, number: int, group: Sequence[Layer], peers: Peers
+    shelf: UPath | None, number: int, group: Sequence[Layer], peers: Peers
 ) -> dict[str, Factors] | None:
     """A group's curvature as it was kept; None where any worker does not find it whole."""
     tensors: dict[str, Tensor] = {}
     try:
-        if shelf is not None and _place(shelf, number).is_file():
-            tensors = load_file(_place(shelf, number), device=str(peers.device))
+        if shelf is not None:
+            tensors = _loaded(_place(shelf, number), peers.device)
     except (OSError, SafetensorError):
         tensors = {}
     wanted = {f"{layer.name}/{field_}" for layer in group for field_ in _FIELDS}
@@ -224,7 +222,13 @@ def _recalled(
     }
 
 
-def _place(shelf: Path, number: int) -> Path:
+def _loaded(path: UPath, device: torch.device) -> dict[str, Tensor]:
+    if isinstance(path, Path):
+        return load_file(path, device=str(device))
+    return {name: value.to(device) for name, value in load(read_whole(path)).items()}
+
+
+def _place(shelf: UPath, number: int) -> UPath:
     return shelf / f"group-{number:03d}.safetensors"
 
 

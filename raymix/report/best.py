@@ -18,6 +18,7 @@ from raymix.core.mixture import Budget, Mixture, Unit
 from raymix.core.trial import Trial
 from raymix.report.facts import MULTI_TASK, Facts, evidence, label, repeats, used
 from raymix.report.verdict import verdict
+from raymix.storage.place import Where, os_errors, place, read_whole
 from raymix.study.confirm import confirmed
 from raymix.study.objective import domain_losses
 
@@ -158,15 +159,16 @@ def write_best(best: Best, path: str | Path) -> Path:
     return path
 
 
-def read_best(path: str | Path) -> Best:
+def read_best(path: Where) -> Best:
     """Read the file (or a folder that has it); a file with nothing but `mixture:` will do.
 
     Raises ConfigError where the file, a key or a value is wrong.
     """
-    path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    path = place(path)
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with os_errors(path):
+            path = path / FILE if path.is_dir() else path
+        plain = yaml.safe_load(read_whole(path).decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(plain, dict) or not isinstance(plain.get("mixture"), dict):

@@ -55,6 +55,23 @@ def place(where: Where) -> UPath:
     return UPath(where, use_listings_cache=False)
 
 
+def check_url(url: str) -> None:
+    """Refuse a URL that cannot be opened here, or that holds a password.
+
+    Raises:
+        ValueError: says why.
+    """
+    host, _, _ = url.partition("://")[2].partition("/")
+    if not host:
+        raise ValueError(f"'{url}' names no bucket or host")
+    if ":" in host.rpartition("@")[0]:
+        raise ValueError(f"'{url}': a URL is written to files; give secrets by the environment")
+    try:
+        place(url)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 def absolute(where: Where) -> str:
     """`where` so that it means the same in every working directory."""
     found = place(where)
@@ -114,19 +131,32 @@ def write_whole(path: UPath, data: bytes) -> None:
     Raises:
         OSError: it could not be written; what was there is still there.
     """
+    if isinstance(path, Path):
+        with drafted(path) as draft:
+            draft.write_bytes(data)
+        return
     with os_errors(path):
         make(path.parent)
-        if not isinstance(path, Path):
-            path.fs.pipe_file(path.path, data)
-            return
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+        path.fs.pipe_file(path.path, data)
+
+
+@contextmanager
+def drafted(path: UPath) -> Iterator[Path]:
+    """An empty local file that is to become `path`, whose folder is made; as `write_whole`."""
+    beside = path.parent if isinstance(path, Path) else None
+    with os_errors(path):
+        make(path.parent)
+        handle, name = tempfile.mkstemp(dir=beside, prefix=".draft-")
+        os.close(handle)
+        draft = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(draft).replace(path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+            yield draft
+            if isinstance(path, Path):
+                draft.replace(path)
+            else:
+                path.fs.put_file(str(draft), path.path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def remove(folder: UPath) -> None:
@@ -182,13 +212,22 @@ def draft_of(folder: UPath) -> Path:
 
 @contextmanager
 def published(folder: UPath) -> Iterator[Path]:
-    """`folder` itself on a disk; else a scratch folder, whose files are sent there at the end."""
+    """`folder` itself on a disk; else a local one, whose files are sent there at the end.
+
+    The local one lies in a folder of its own, where there is room for what is not to be sent.
+
+    Raises:
+        OSError: they cannot be sent.
+    """
     if isinstance(folder, Path):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="raymix-") as scratch:
-        yield Path(scratch)
-        with os_errors(folder):
-            for path in sorted(Path(scratch).rglob("*")):
+        here = Path(scratch) / "files"
+        here.mkdir()
+        try:
+            yield here
+        finally:
+            for path in sorted(here.rglob("*")):
                 if path.is_file():
-                    write_whole(folder / path.relative_to(scratch).as_posix(), path.read_bytes())
+                    write_whole(folder / path.relative_to(here).as_posix(), path.read_bytes())

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 
 from upath import UPath
 
@@ -70,6 +71,21 @@ def read_events(path: Where) -> list[Event]:
     if data is None:
         raise StudyError(f"no study at {found}")
     return _events(data, found)
+
+
+def copied(folder: Where, here: Path) -> Path:
+    """The history of a study as a file on this machine: its own, or a copy beside `here`."""
+    own = file_of(folder)
+    if isinstance(own, Path):
+        return own
+    copy = here.with_name(FILE)
+    copy.write_bytes(read_journal(own) or b"")
+    return copy
+
+
+def folder_of(path: Where) -> UPath:
+    """The folder of the study that `path` names, itself or by its history file."""
+    return file_of(path).parent
 
 
 def file_of(path: Where) -> UPath:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors beside one `state.json`, whole or not there at all."""
+"""Checkpoints: safetensors beside one `state.json`, whole or not to be believed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from upath import UPath
 
 from raymix.core.errors import CheckpointError
 from raymix.core.job import Json
+from raymix.storage.copies import at_hand
+from raymix.storage.place import draft_of, os_errors, put, read_whole, remove
 
 _STATE = "state.json"
 _KEPT = 2
 
 
 def write(
-    trial: Path, step: int, state: Mapping[str, Json], tensors: Mapping[str, Mapping[str, Tensor]]
-) -> Path:
+    trial: UPath, step: int, state: Mapping[str, Json], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> UPath:
     """Write `<trial>/step-<step>` and forget all but the two newest.
 
-    The folder appears under its name only when all of it is on the disk.
+    The folder appears under its name only when all of it is on the disk; in an object store its
+    `state.json` appears last, and without that it is none.
 
     Args:
         trial: folder of the trial's checkpoints.
@@ -36,10 +41,9 @@ def write(
     Raises:
         CheckpointError: it could not be written (disk full); nothing half-written is left.
     """
-    folder, draft = place(trial, step), trial / f".draft-{step}"
+    folder, draft = place(trial, step), None
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        draft = draft_of(folder)
         for name, values in tensors.items():
             save_file(
                 {key: value.contiguous() for key, value in values.items()},
@@ -50,82 +54,107 @@ def write(
             json.dump({**state, "files": digests}, file)
         for path in (*draft.iterdir(), draft):
             _settle(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.replace(folder)
+        put(draft, folder, _STATE)
+        for old in _steps(trial)[_KEPT:]:
+            remove(old)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
-    for old in _steps(trial)[_KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def newest(trial: Path, job: str) -> tuple[Path, dict[str, Json]] | None:
+def newest(trial: UPath, job: str) -> tuple[UPath, dict[str, Json]] | None:
     """The newest checkpoint of `trial` that is whole and belongs to `job`, with its state.
 
     None: there is none.
+
+    Raises:
+        CheckpointError: an object store does not say what is there.
 
     Args:
         trial: folder of the trial's checkpoints.
         job: fingerprint that the checkpoint's state must carry.
     """
-    for folder in _steps(trial):
-        try:
-            state = read(folder)
-        except CheckpointError:
-            continue
-        if state["job"] == job:
-            return folder, state
+    try:
+        for folder in _steps(trial):
+            with suppress(CheckpointError, FileNotFoundError):
+                # The state first: another job's tensors need not be fetched.
+                if _job(folder) == job:
+                    at_hand(folder)
+                    return folder, read(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot look for checkpoints in {trial}: {error}") from error
     return None
 
 
-def read(folder: Path) -> dict[str, Json]:
+def _job(folder: UPath) -> Json:
+    """The job that a checkpoint's state names; None where it cannot be read.
+
+    Raises:
+        OSError: an object store does not say what it holds.
+    """
+    try:
+        return json.loads(read_whole(folder / _STATE)).get("job")
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+    except OSError:
+        if isinstance(folder, Path):
+            return None  # a damaged disk: the checkpoint before it may be whole
+        raise
+
+
+def read(folder: UPath) -> dict[str, Json]:
     """The state of a checkpoint, after every file of it was found unharmed.
 
     Raises:
         CheckpointError: a file is missing, cut short or changed.
     """
     try:
-        state = json.loads((folder / _STATE).read_text())
+        here = at_hand(folder)
+        state = json.loads((here / _STATE).read_text())
         for name, digest in state["files"].items():
-            if _digest(folder / name) != digest:
+            if _digest(here / name) != digest:
                 raise CheckpointError(f"checkpoint {folder} is damaged: {name} has changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder} is not whole: {error}") from error
     return dict(state)
 
 
-def peek(folder: Path) -> dict[str, Json]:
+def peek(folder: UPath) -> dict[str, Json]:
     """The state of a checkpoint, whose other files are not looked at.
 
     Raises:
         CheckpointError: there is no such state.
     """
     try:
-        return dict(json.loads((folder / _STATE).read_text()))
+        return dict(json.loads(read_whole(folder / _STATE)))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder} is not whole: {error}") from error
 
 
-def is_checkpoint(folder: Path) -> bool:
+def is_checkpoint(folder: UPath) -> bool:
     """Whether `folder` is one of ours; a model in Hugging Face form is not."""
-    return (folder / _STATE).is_file()
+    with os_errors(folder):
+        return (folder / _STATE).is_file()
 
 
-def tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def tensors(folder: UPath, name: str) -> dict[str, Tensor]:
     """The tensors of `<name>.safetensors`, in host memory."""
-    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+    with safe_open(at_hand(folder) / f"{name}.safetensors", framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def place(trial: Path, step: int) -> Path:
+def place(trial: UPath, step: int) -> UPath:
     """Folder of the checkpoint after `step` optimizer steps."""
     return trial / f"step-{step:08d}"
 
 
-def _steps(trial: Path) -> list[Path]:
+def _steps(trial: UPath) -> list[UPath]:
     """Checkpoint folders, newest first."""
-    return sorted(trial.glob("step-*"), reverse=True) if trial.is_dir() else []
+    with os_errors(trial):
+        found = [f for f in trial.iterdir() if f.name.startswith("step-")] if trial.is_dir() else []
+        return sorted(found, key=lambda folder: folder.name, reverse=True)
 
 
 def _digest(path: Path) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import AdamW
+from upath import UPath
 
 from raymix.core.errors import InfluenceError
 from raymix.core.influence import PROGRESS, Influence, Matrix
@@ -62,7 +62,7 @@ def influence(
     optimizer: AdamW,
     tables: Sequence[Table],
     held: HeldOut,
-    shelf: Path,
+    shelf: UPath,
     progress: Callable[[float], None],
     meter: Meter,
 ) -> Influence:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+
+from upath import UPath
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
 from raymix.core.job import Json, TrainJob
+from raymix.storage.place import place
 from raymix.train import checkpoint
 from raymix.train.config import Setup
 
@@ -36,7 +38,7 @@ def turning(job: TrainJob, setup: Setup) -> str:
     return identity(first, setup)
 
 
-def previous(folder: Path, job: TrainJob, setup: Setup) -> tuple[Path, dict[str, Json]] | None:
+def previous(folder: UPath, job: TrainJob, setup: Setup) -> tuple[UPath, dict[str, Json]] | None:
     """What `job` goes on from: its newest checkpoint in `folder`, or the one it branches off.
 
     Raises:
@@ -45,7 +47,7 @@ def previous(folder: Path, job: TrainJob, setup: Setup) -> tuple[Path, dict[str,
     own = checkpoint.newest(folder, identity(job, setup))
     if own is not None or job.branch is None:
         return own
-    trunk = Path(job.branch)
+    trunk = place(job.branch)
     state = checkpoint.read(trunk)
     if state["turn"] != turning(job, setup):
         raise TrainingError(f"cannot branch off {trunk}: it was trained in another way")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from upath import UPath
 
 from raymix.core.errors import TrainingError, nearest
 from raymix.core.job import Json, TrainJob
@@ -15,6 +15,7 @@ from raymix.core.signals import PROBED, REFERENCED, SUMMED, Reweighter, Signal
 from raymix.core.simplex import Vector
 from raymix.data.aside import Aside
 from raymix.data.batches import Batches, Item
+from raymix.storage.place import place
 from raymix.train.kit import Kit
 from raymix.train.measure import Micro, Window, means
 from raymix.train.meter import Meter
@@ -40,7 +41,7 @@ class Instruments:
         kit: Kit,
         job: TrainJob,
         batches: Batches,
-        kept: Callable[[Path | None], TokenLosses],
+        kept: Callable[[UPath | None], TokenLosses],
         meter: Meter,
     ) -> None:
         self.needs = reweighter.needs
@@ -51,12 +52,12 @@ class Instruments:
         kinds = ["loss"]
         if self.needs & REFERENCED:
             assert job.reference is not None
-            self._reference = kept(Path(job.reference))
+            self._reference = kept(place(job.reference))
             kinds += ["reference", "clipped"]
         self._windows = {kind: Window(len(kit.train), self._world.device) for kind in kinds}
         self._targets = _targets(reweighter, job, batches)
         self._each = max(1, round(batches.size / max(1, int((job.space.ceiling() > 0).sum()))))
-        start = Path(job.start) if job.start else None
+        start = place(job.start) if job.start else None
         base = kept(start) if Signal.PERPLEXITY_RATIO in self.needs else None
         probes, streams = self.needs & PROBED, batches.sampler.streams
         self._probe = Probe(kit, streams, base, meter) if probes else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 from torch.optim import AdamW
+from upath import UPath
 
 from raymix.core.job import Json, TrainJob
 from raymix.train import checkpoint
@@ -25,7 +25,7 @@ def tensors(model: Model, optimizer: AdamW) -> Mapping[str, Mapping[str, Tensor]
     }
 
 
-def take_up(folder: Path, job: TrainJob, kit: Kit, optimizer: AdamW) -> Json | None:
+def take_up(folder: UPath, job: TrainJob, kit: Kit, optimizer: AdamW) -> Json | None:
     """Give model and optimizer what `job` goes on from; its state. A collective call.
 
     None: there is no whole checkpoint of this very job, and none that it branches off.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 from accelerate.utils import set_seed
+from upath import UPath
 
 from raymix.core.codec import encode, fingerprint
 from raymix.core.errors import TrainingError
@@ -20,6 +20,7 @@ from raymix.core.signals import Signal
 from raymix.core.simplex import Vector
 from raymix.data.batches import Batches, Item, joined, samplers
 from raymix.data.stream import earlier
+from raymix.storage.place import place, remove
 from raymix.train import checkpoint
 from raymix.train.course import Course, expected_steps
 from raymix.train.diagnose import influence, silent, told
@@ -64,14 +65,14 @@ class Run:
         self.meter = Meter()
         self.batches: list[Batches] = []
         self.mix: dict[str, float] = {}
-        self.token_losses: dict[Path | None, TokenLosses] = {}
+        self.token_losses: dict[UPath | None, TokenLosses] = {}
         self.shelf: Shelf | None = None
         self.lr = 0.0
         self.diagnostics: dict[str, Json] = {}
         self.norms = Norms(kit.pace.norms)
         self.uses = uses(job, self.training)
         self.parts = moved(job.stages or job.trained, self.training)
-        self.folder = Path(kit.setup.output_dir) / "checkpoints" / f"trial-{job.trial}"
+        self.folder = place(kit.setup.output_dir) / "checkpoints" / f"trial-{job.trial}"
         self.fingerprint = identity(job, kit.setup)
 
     def run(self) -> TrainResult:
@@ -96,13 +97,13 @@ class Run:
         self.model.open(self.parts)
         self.model.reset(job.seed)
         if job.save is not None:
-            self.shelf = shelf(Path(job.save), self.model, self.kit.setup)
+            self.shelf = shelf(place(job.save), self.model, self.kit.setup)
         if job.start is not None:
-            start_from(self.model, Path(job.start))
+            start_from(self.model, place(job.start))
         set_seed((job.seed + self.world.rank) % 2**32)
         self.optimizer = adamw(self.model.parameters, self.training)
         if job.trained and job.start is not None:
-            recall(self.optimizer, self.model.parameters, Path(job.start), self.world)
+            recall(self.optimizer, self.model.parameters, place(job.start), self.world)
         self.stepper = Stepper(self.kit, self.optimizer, self.window, self.meter)
         self.model.module.train()
         self.batches = self._plan()
@@ -143,7 +144,7 @@ class Run:
         self._show(steering)
         return steering
 
-    def _fixed(self, weights: Path | None) -> TokenLosses:
+    def _fixed(self, weights: UPath | None) -> TokenLosses:
         """Losses of train rows under weights that do not move; one for all stages."""
         if weights not in self.token_losses:
             self.token_losses[weights] = TokenLosses(self.kit, self.job, weights, self.meter)
@@ -299,13 +300,14 @@ class Run:
         )
         self.diagnostics[Diagnostic.INFLUENCE.value] = encode(found)
         if self.world.first:
-            rmtree(shelf, ignore_errors=True)
+            with suppress(OSError):
+                remove(shelf)
 
     def _save(
         self,
         batches: Batches | None = None,
         steering: Steering | None = None,
-        folder: Path | None = None,
+        folder: UPath | None = None,
     ) -> None:
         """Write a checkpoint, between two steps; a collective call."""
         self.norms.look(self.course.step, self.lr, now=True)

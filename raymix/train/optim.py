@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
+from upath import UPath
 
 from raymix.train import checkpoint
 from raymix.train.config import Training
@@ -130,7 +130,7 @@ def set_moments(
         optimizer.state[parameter][key] = target
 
 
-def recall(optimizer: AdamW, parameters: Mapping[str, Tensor], start: Path, world: World) -> None:
+def recall(optimizer: AdamW, parameters: Mapping[str, Tensor], start: UPath, world: World) -> None:
     """Give `optimizer` the state in the checkpoint `start`, if it is one; a collective call."""
     saved: dict[str, Tensor] = {}
     with together(world):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -16,8 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
+from upath import UPath
 
 from raymix.core.errors import TrainingError
+from raymix.storage.copies import at_hand
 from raymix.train import checkpoint
 from raymix.train.config import Setup, Training
 from raymix.train.model import Model, core, part_of, plain_name
@@ -195,7 +196,7 @@ def _take(module: nn.Module, source: Any, world: World) -> None:
             fill(parameter, values[plain_name(name)] if values else None, world)
 
 
-def start_from(model: Model, folder: Path) -> None:
+def start_from(model: Model, folder: UPath) -> None:
     """Give `model` the weights in `folder`: a checkpoint of ours or a model in Hugging Face form.
 
     Raises:
@@ -212,7 +213,7 @@ def start_from(model: Model, folder: Path) -> None:
                 fill(parameter, found.get(name), model.world)
 
 
-def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
+def _weights(folder: UPath, model: Model) -> dict[str, Tensor]:
     shapes = {n: p.shape for part in Part for n, p in model.named(part).items()}
     wanted = set(model.named(Part.WEIGHTS))
     said = f"cannot start '{model.path}' from weights in {folder}"
@@ -222,7 +223,7 @@ def _weights(folder: Path, model: Model) -> dict[str, Tensor]:
         wanted = set()  # it has those that were trained
     else:
         with quiet():
-            source = _pretrained(str(folder), None, False)
+            source = _pretrained(str(at_hand(folder)), None, False)
         kinds = [config.model_type for config in (source.config, core(model.module).config)]
         if kinds[0] != kinds[1]:
             raise TrainingError(f"{said}: they are of a {kinds[0]} model, it is a {kinds[1]} model")
@@ -249,16 +250,17 @@ def tokenizer_at(path: str, setup: Setup) -> Any:
         raise TrainingError(f"cannot load tokenizer '{path}': {error}") from error
 
 
-def same_tokenizer(folder: Path, path: str, setup: Setup) -> None:
+def same_tokenizer(folder: UPath, path: str, setup: Setup) -> None:
     """Refuse a model in `folder` that comes with another vocabulary than the model at `path`.
 
     Raises:
         TrainingError: names both. A folder without a tokenizer is taken at its word.
     """
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    here = at_hand(folder)
+    if not any((here / name).is_file() for name in _TOKENIZERS):
         return
     theirs, ours = (
-        tokenizer_at(str(folder), setup),
+        tokenizer_at(str(here), setup),
         tokenizer_at(setup.tokenizer or path, setup),
     )
     if theirs.get_vocab() != ours.get_vocab():

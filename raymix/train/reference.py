@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from upath import UPath
 
 from raymix.core.codec import fingerprint
 from raymix.core.errors import CheckpointError, TrainingError
@@ -19,6 +18,7 @@ from raymix.core.job import Json, TrainJob
 from raymix.data.batches import Item
 from raymix.data.store import Table
 from raymix.data.stream import Ints
+from raymix.storage.place import drafted, os_errors, place
 from raymix.train import checkpoint
 from raymix.train.kit import Kit
 from raymix.train.measure import micro
@@ -51,10 +51,10 @@ class TokenLosses:
         meter: counts the rows that the job uses, each once; its state says which.
     """
 
-    def __init__(self, kit: Kit, job: TrainJob, weights: Path | None, meter: Meter) -> None:
+    def __init__(self, kit: Kit, job: TrainJob, weights: UPath | None, meter: Meter) -> None:
         self._kit, self._job, self._weights, self._meter = kit, job, weights, meter
         self._rows = [_Rows(table) for table in kit.train]
-        self._folder: Path | None = None
+        self._folder: UPath | None = None
 
     def cover(self, items: Sequence[Item], ahead: Callable[[], Sequence[Ints]]) -> None:
         """See that the losses of `items` are known, and charge for them; a collective call.
@@ -117,8 +117,8 @@ class TokenLosses:
             if world.first:
                 _same(self._kit, self._weights)
                 folder = str(self._place())
-                kept = [rows.read(Path(folder)) for rows in self._rows]
-        self._folder = Path(world.told(folder))
+                kept = [rows.read(place(folder)) for rows in self._rows]
+        self._folder = place(world.told(folder))
         for rows, found in zip(self._rows, world.told(kept), strict=True):
             if found is not None:
                 rows.take(*found)
@@ -130,7 +130,7 @@ class TokenLosses:
                 for domain in sorted(domains):
                     self._rows[domain].write(self._folder)
 
-    def _place(self) -> Path:
+    def _place(self) -> UPath:
         """The folder for losses under these weights, as this setup computes them."""
         setup, model = self._kit.setup, self._kit.model
         adapters = {
@@ -140,7 +140,7 @@ class TokenLosses:
         }
         bf16 = uses_bf16(setup.training, model.world)
         marks = [_mark(model.path), self._weights and _mark(str(self._weights))]
-        return Path(setup.output_dir) / "token-losses" / fingerprint(marks, adapters, bf16)
+        return place(setup.output_dir) / "token-losses" / fingerprint(marks, adapters, bf16)
 
 
 class _Rows:
@@ -175,19 +175,20 @@ class _Rows:
         self._losses = np.where(np.repeat(new, np.diff(self._starts)), losses, self._losses)
         self.known |= known
 
-    def read(self, folder: Path) -> tuple[Floats, NDArray[np.bool_]] | None:
+    def read(self, folder: UPath) -> tuple[Floats, NDArray[np.bool_]] | None:
         """What `folder` has of this table; None: nothing, or nothing that is whole."""
         try:
-            with self._file(folder).open("rb") as file, np.load(file) as kept:
+            path = self._file(folder)
+            with os_errors(path), path.open("rb") as file, np.load(file) as kept:
                 losses, known = kept["losses"], np.unpackbits(kept["known"])[: len(self.known)] > 0
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
         whole = losses.shape == self._losses.shape and known.shape == self.known.shape
         return (losses, known) if whole else None
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: UPath) -> None:
         """Write what is known, and what another training has written meanwhile."""
-        kept, draft = self.read(folder), ""
+        kept = self.read(folder)
         if kept is not None:
             both = _Rows(self._table)
             both.take(self._losses, self.known)
@@ -195,17 +196,12 @@ class _Rows:
         else:
             both = self
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(dir=folder, prefix=".draft-")
-            with os.fdopen(handle, "wb") as file:
+            with drafted(self._file(folder)) as draft, draft.open("wb") as file:
                 np.savez(file, losses=both._losses, known=np.packbits(both.known))
-            Path(draft).replace(self._file(folder))
         except OSError as error:
-            if draft:
-                Path(draft).unlink(missing_ok=True)
             raise CheckpointError(f"cannot keep losses in {folder}: {error}") from error
 
-    def _file(self, folder: Path) -> Path:
+    def _file(self, folder: UPath) -> UPath:
         return folder / f"{self._table.domain}-{self._table.digest}.npz"
 
 
@@ -224,7 +220,7 @@ def _losses(kit: Kit, batches: Sequence[Sequence[Item]]) -> Floats:
 
 
 @contextmanager
-def _lent(model: Model, job: TrainJob, weights: Path | None) -> Iterator[None]:
+def _lent(model: Model, job: TrainJob, weights: UPath | None) -> Iterator[None]:
     """The model with `weights` in evaluation, between two steps; then all is as it was."""
     held = {name: local(p).to("cpu", copy=True) for name, p in model.parameters.items()}
     cuda = [model.world.device] if model.world.device.type == "cuda" else []
@@ -239,13 +235,13 @@ def _lent(model: Model, job: TrainJob, weights: Path | None) -> Iterator[None]:
             model.module.train()
             model.reset(job.seed)
         if job.start is not None:
-            start_from(model, Path(job.start))
+            start_from(model, place(job.start))
     with torch.no_grad():
         for name, parameter in model.parameters.items():
             local(parameter).copy_(held[name])
 
 
-def _same(kit: Kit, weights: Path | None) -> None:
+def _same(kit: Kit, weights: UPath | None) -> None:
     """Refuse weights that were trained from another base or for another tokenizer.
 
     Raises:
@@ -266,10 +262,10 @@ def _same(kit: Kit, weights: Path | None) -> None:
 
 def _mark(path: str) -> Json:
     """What changes with the weights at `path`: a checkpoint, a folder, a name on the hub."""
-    folder = Path(path)
+    folder = place(path)
     if checkpoint.is_checkpoint(folder):
         return checkpoint.peek(folder).get("files", {}).get("model.safetensors")
-    if not folder.is_dir():
+    if not isinstance(folder, Path) or not folder.is_dir():
         return path
     kinds = ("*.safetensors", "*.bin", "config.json")
     files = sorted(file for kind in kinds for file in folder.glob(kind))

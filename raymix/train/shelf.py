@@ -14,8 +14,10 @@ from peft import PeftModel, PromptTuningConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from upath import UPath
 
 from raymix.core.errors import CheckpointError, TrainingError
+from raymix.storage.place import check_writable, draft_of, os_errors, put
 from raymix.train.config import Setup, Training
 from raymix.train.model import Model, core, plain_name
 from raymix.train.parts import Part
@@ -33,12 +35,12 @@ _MARKS = ("config.json", "adapter_config.json")
 class Shelf:
     """Where a trained model goes, and what goes with it: the tokenizer (on rank 0), settings."""
 
-    folder: Path
+    folder: UPath
     tokenizer: Any
     training: Training
 
 
-def shelf(folder: Path, model: Model, setup: Setup) -> Shelf:
+def shelf(folder: UPath, model: Model, setup: Setup) -> Shelf:
     """See before a training that what it makes can be saved; a collective call.
 
     Raises:
@@ -48,24 +50,24 @@ def shelf(folder: Path, model: Model, setup: Setup) -> Shelf:
     tokenizer = None
     with together(model.world):
         if model.world.first:
-            kept = folder.is_dir() and any(folder.iterdir())
-            if kept and not any((folder / name).exists() for name in _MARKS):
-                raise TrainingError(f"will not save a model to {folder}: it holds something else")
-            if folder.exists() and not folder.is_dir():
-                raise TrainingError(f"cannot save a model to {folder}: it is a file")
             try:
-                shutil.rmtree(_draft(folder), ignore_errors=True)
-                _draft(folder).mkdir(parents=True)
-                _draft(folder).rmdir()
+                with os_errors(folder):
+                    _check(folder)
             except OSError as error:
                 raise TrainingError(f"cannot save a model to {folder}: {error}") from error
             tokenizer = _tokenizer(model.path, setup)
     return Shelf(folder, tokenizer, setup.training)
 
 
-def _draft(folder: Path) -> Path:
-    """Where a model is written before it appears in `folder`, whole."""
-    return folder.with_name(f".draft-{folder.name}")
+def _check(folder: UPath) -> None:
+    kept = folder.is_dir() and any(folder.iterdir())
+    if kept and not any((folder / name).exists() for name in _MARKS):
+        raise TrainingError(f"will not save a model to {folder}: it holds something else")
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"cannot save a model to {folder}: it is a file")
+    draft_of(folder).rmdir()
+    if not isinstance(folder, Path):
+        check_writable(folder)
 
 
 def _tokenizer(path: str, setup: Setup) -> Any:
@@ -111,16 +113,16 @@ def save(model: Model, shelf: Shelf, parts: Collection[Part]) -> None:
     with together(model.world):
         if not model.world.first:
             return
-        draft = _draft(folder)
+        draft = None
         try:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            draft = draft_of(folder)
             with quiet():
                 _write(draft, model, found, shelf, own)
             shelf.tokenizer.save_pretrained(draft)
             _put(draft, folder)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(draft, ignore_errors=True)
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
             raise CheckpointError(f"cannot save the model to {folder}: {error}") from error
         finally:
             inner.config.use_cache, inner.config.dtype = False, torch.float32
@@ -223,8 +225,11 @@ def _write_prompt(folder: Path, prompt: Tensor, config: Any, base: str) -> None:
     save_file(values, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _put(draft: Path, folder: Path) -> None:
+def _put(draft: Path, folder: UPath) -> None:
     """Move what is in `draft` to `folder`, in the place of the model that may be there."""
+    if not isinstance(folder, Path):
+        put(draft, folder, next(name for name in _MARKS if (draft / name).exists()))
+        return
     folder.mkdir(exist_ok=True)
     for stale in folder.glob("*.safetensors*"):
         stale.unlink()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from upath import UPath
 
 from raymix.core.codec import from_spec
 from raymix.core.errors import RaymixError, TrainingError
@@ -52,7 +52,7 @@ class Steering:
         batches: Batches,
         begun: int,
         steps: int,
-        kept: Callable[[Path | None], TokenLosses],
+        kept: Callable[[UPath | None], TokenLosses],
         meter: Meter,
     ) -> None:
         self._spec = spec

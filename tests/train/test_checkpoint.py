@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raymix.core.errors import CheckpointError
 from raymix.core.job import Status
+from raymix.storage.place import place
 from raymix.train import checkpoint
 from raymix.train.worker import Worker
 
@@ -21,27 +22,46 @@ def _write(trial, step, job="job"):
     return checkpoint.write(trial, step, {"job": job, "n": step}, ONE)
 
 
-def test_the_two_newest_are_kept(tmp_path):
+@pytest.fixture(params=["disk", "s3"])
+def trial(request, tmp_path):
+    """Folder of a trial's checkpoints."""
+    return place(request.getfixturevalue("bucket") if request.param == "s3" else tmp_path) / "t"
+
+
+def test_the_two_newest_are_kept(trial):
     for step in (1, 2, 10):
-        _write(tmp_path, step)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000010"]
-    newest, state = checkpoint.newest(tmp_path, "job")
-    assert newest == checkpoint.place(tmp_path, 10)
+        _write(trial, step)
+    names = sorted(path.name for path in trial.iterdir())
+    assert names == ["step-00000002", "step-00000010"]
+    newest, state = checkpoint.newest(trial, "job")
+    assert newest == checkpoint.place(trial, 10)
     assert state == checkpoint.read(newest)
     assert state["n"] == 10
     assert torch.equal(checkpoint.tensors(newest, "model")["w"], ONE["model"]["w"])
 
 
-def test_nothing_there(tmp_path):
-    assert checkpoint.newest(tmp_path / "no", "job") is None
+def test_nothing_there(trial):
+    assert checkpoint.newest(trial / "no", "job") is None
     with pytest.raises(CheckpointError, match="not whole"):
-        checkpoint.read(tmp_path)
+        checkpoint.read(trial)
+
+
+def test_a_store_that_is_away_is_no_empty_store(bucket, monkeypatch):
+    trial = place(bucket) / "t"
+    _write(trial, 1)
+
+    def away(*args, **kwargs):
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(trial.fs, "cat_file", away)
+    with pytest.raises(CheckpointError, match=f"look for checkpoints in {trial}: nobody answers"):
+        checkpoint.newest(trial, "job")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
-def test_the_one_before_is_used_where_the_newest_is_harmed(name, harm, tmp_path):
-    old, new = _write(tmp_path, 1), _write(tmp_path, 2)
+def test_the_one_before_is_used_where_the_newest_is_harmed(name, harm, trial):
+    old, new = _write(trial, 1), _write(trial, 2)
     file = new / name
     content = file.read_bytes()
     if harm == "gone":
@@ -49,10 +69,10 @@ def test_the_one_before_is_used_where_the_newest_is_harmed(name, harm, tmp_path)
     elif harm == "cut":
         file.write_bytes(content[: len(content) // 2])
     else:
-        place = content.index(b'"model') + 2 if name == "state.json" else len(content) - 2
-        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    assert checkpoint.newest(tmp_path, "job")[0] == old
-    assert checkpoint.newest(tmp_path, "another") is None
+        at = content.index(b'"model') + 2 if name == "state.json" else len(content) - 2
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert checkpoint.newest(trial, "job")[0] == old
+    assert checkpoint.newest(trial, "another") is None
 
 
 def test_a_checkpoint_of_another_job_is_not_gone_on_from(setup_of, job_of, keep_points):
