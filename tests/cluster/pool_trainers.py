@@ -167,3 +167,31 @@ class CutTrainer:
         weights = newest / "model.safetensors"
         os.truncate(weights, weights.stat().st_size // 2)
         os._exit(1)
+
+
+class StoreTrainer:
+    """The real worker; in mid-training it once damages its newest checkpoint and dies.
+
+    What it does lies in an object store, its points, `trial-attempt-step`, too.
+    """
+
+    def __init__(self, setup, world):
+        from raymix.storage.place import place
+        from raymix.train.worker import Worker
+
+        self.worker = Worker(setup, world)
+        self.home = place(setup.output_dir)
+
+    def run(self, job, report):
+        from raymix.storage.place import write_whole
+
+        def heard(point):
+            write_whole(self.home / "points" / f"{job.trial}-{job.attempt}-{point.step:02d}", b"")
+            if (job.trial, job.attempt, point.step) == (2, 0, 15):
+                trial = self.home / "checkpoints" / f"trial-{job.trial}"
+                newest = max(trial.iterdir(), key=lambda folder: folder.name)
+                write_whole(newest / "model.safetensors", b"damaged")
+                os._exit(1)
+            return report(point)
+
+        return self.worker.run(job, heard)

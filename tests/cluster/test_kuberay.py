@@ -120,7 +120,7 @@ def test_the_image_has_this_project_and_the_ray_that_it_asks_for():
     assert RAY["spec"]["rayVersion"] == base
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert f"ray[default,train,tune]>={base.rsplit('.', 1)[0]},<2.61" in asked
-    assert "pip install --no-cache-dir --editable /home/ray/raymix" in dockerfile()
+    assert 'pip install --no-cache-dir --editable "/home/ray/raymix[s3,gs]"' in dockerfile()
     assert len({pod["containers"][0]["image"] for pod in pods()}) == 1
 
 
