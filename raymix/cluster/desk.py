@@ -56,11 +56,12 @@ class _Ticket:
 class _Group:
     """A pool's worker group through all its restarts; `idle_crashes` in a row, without a job.
 
-    `up`: its workers have arrived and are not known to have died.
+    `up`: its workers have arrived and are not known to have died. `ended`: for good.
     """
 
     incarnation: int = 0
     up: bool = False
+    ended: bool = False
     model: str = ""
     idle_crashes: int = 0
     controller: Any = None
@@ -120,8 +121,13 @@ class Desk:
         self._resting.setdefault(process, asyncio.Event()).set()
 
     async def arrive(self, pool: str) -> int:
-        """A worker group has started (again); says which incarnation of its pool it is."""
+        """A worker group has started (again); says which incarnation of its pool it is.
+
+        One whose pool has ended came too late (a node did, while Ray was ending it) and is none.
+        """
         group = self._groups.setdefault(pool, _Group())
+        if group.ended:
+            return 0
         group.incarnation += 1
         group.up = True
         group.model = ""
@@ -222,7 +228,7 @@ class Desk:
         self._again(pool, reason)
         group = self._groups.setdefault(pool, _Group())
         group.incarnation += 1
-        group.up = False
+        group.up, group.ended = False, True
 
     def _again(self, pool: str, reason: str) -> bool:
         """Queue the job that `pool` held, if any, in front; after the last delivery it failed."""

@@ -49,7 +49,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
     A Ray that this process had started already is used and left running; otherwise the study's
     actors, workers and placement groups end with the connection.
     """
-    with environment(_ENVIRONMENT), _quiet():
+    with environment(_ENVIRONMENT), quiet():
         if ray.is_initialized():
             yield
             return
@@ -157,7 +157,7 @@ _LEVELS = {
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Give Ray's loggers our levels for the time of a study."""
     before = {name: logging.getLogger(name).level for name in _LEVELS}
     for name, level in _LEVELS.items():

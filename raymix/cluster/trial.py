@@ -22,13 +22,15 @@ class PoolTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Hand the job in."""
+        """Find the desk; nothing is handed in before the first `step`.
+
+        Tune may start a process for a trial and, before that is up, give the trial to another one
+        that has become free. The first is then thrown away, and must not have handed the job in.
+        """
         self._desk = ray.get_actor(config["desk"])
-        self._number: int | None = None
-        if config["job"] is not None:
-            job = json.loads(config["job"])
-            self._number = job["trial"]
-            ray.get(self._desk.submit.remote(job, config["stoppable"]))
+        self._job: Json = None if config["job"] is None else json.loads(config["job"])
+        self._stoppable = bool(config["stoppable"])
+        self._handed_in = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next trial in this process."""
@@ -36,11 +38,15 @@ class PoolTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next report."""
-        if self._number is None:
+        """Hand the job in, the first time, and wait for the next report."""
+        if self._job is None:
             ray.get(self._desk.rest.remote(self.trial_id))
             return {PROGRESS: 100.0, "done": True}
-        event: Json = ray.get(self._desk.next.remote(self._number))
+        number = self._job["trial"]
+        if not self._handed_in:
+            ray.get(self._desk.submit.remote(self._job, self._stoppable))
+            self._handed_in = True
+        event: Json = ray.get(self._desk.next.remote(number))
         if POINT in event:
             point = event[POINT]
             return {PROGRESS: 100.0 * point["progress"], POINT: json.dumps(point)}

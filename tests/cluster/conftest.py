@@ -61,23 +61,14 @@ def start():
 @pytest.fixture(scope="module")
 def nodes():
     """A head without CPUs and two nodes with two each, to which this process is connected."""
-    import ray
-    from ray.cluster_utils import Cluster
+    from raymix.cluster.rehearsal import rehearsal
 
     patch = pytest.MonkeyPatch()
     here = str(Path(__file__).parent)
     patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, sys.path)]))
-    small = {"object_store_memory": 80_000_000}
-    # A dead node is known to be dead after five seconds, in place of fifteen.
-    soon = {"_system_config": {"health_check_period_ms": 1000}}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small, **soon})
-    for _ in range(2):
-        cluster.add_node(num_cpus=2, **small)
-    patch.setenv("RAY_ADDRESS", cluster.address)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with rehearsal(2, 2) as cluster:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
     patch.undo()
 
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 import psutil
 from pool_studies import toy_setup, toy_study
 from pool_trainers import BRISK
-from ray.util import placement_group_table
 
 from raymix.cluster.config import Cluster
+from raymix.cluster.rehearsal import held
 from raymix.cluster.tune import tune_study
 from raymix.core.job import Point
 from raymix.study.record import equal_histories
@@ -75,14 +75,7 @@ def _running(pid):
 def remains(ray, folder):
     """Worker processes, actors and placement groups that still are there."""
     processes = [pid for pid in pids(folder) if _running(pid)]
-    # Ray Train starts one coordinator per cluster, by name, that outlives all trainers.
-    actors = [
-        (actor["ActorClassName"], actor["Name"])
-        for actor in ray._private.state.actors().values()
-        if actor["State"] != "DEAD" and actor["Name"] != "AutoscalingCoordinator"
-    ]
-    groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-    return [*processes, *actors, *groups]
+    return [*processes, *held()]
 
 
 def nothing_remains(ray, folder, seconds=30):

@@ -275,3 +275,18 @@ def test_a_pool_that_was_given_up_gets_no_job_and_its_job_goes_to_another():
         assert (await desk.watch(5))["up"] == {"a": False, "b": False}
 
     run(play)
+
+
+def test_workers_that_come_up_after_their_pool_has_ended_get_no_job():
+    async def play(desk):
+        b = await desk.arrive("b")
+        await desk.arrive("a")
+        await desk.crashed("a", "its node has gone")
+        await desk.gone("a", "its node has gone")
+        late = await desk.arrive("a")
+        await desk.submit(job(0), stoppable=False)
+        assert await desk.take("a", late, 0.01) == LEAVE
+        assert (await desk.watch(5))["up"] == {"a": False, "b": True}
+        assert await taken(desk, "b", b) == 0
+
+    run(play)
