@@ -19,8 +19,10 @@ from raymix.cluster.nodes import check_nodes, terms
 from raymix.cluster.pool import Pool, close_all, open_desk
 from raymix.cluster.resources import Plan, change
 from raymix.cluster.session import connected, planned
+from raymix.cluster.sharing import Sharing
 from raymix.core.codec import encode
 from raymix.train.config import Setup
+from raymix.train.tables import described
 
 _log = logging.getLogger(__name__)
 
@@ -42,29 +44,38 @@ Make = Callable[[str, Callable[[str, Exception], None]], Pool]
 
 @dataclass(frozen=True)
 class Ground:
-    """A cluster that is made ready for pools: `desk` (of `name`) is open, `scratch` is a folder."""
+    """A cluster that is made ready for pools: `desk` (of `name`) is open, `scratch` is a folder.
+
+    `look`: to be called now and then, for nodes that come later.
+    """
 
     plan: Plan
     name: str
     desk: Any
     scratch: str
     make: Make
+    look: Callable[[], None]
 
 
 @contextmanager
 def ground(cluster: Cluster, setup: Setup, trainer: str) -> Iterator[Ground]:
     """Connect, see whether pools fit and the nodes suit, open a desk.
 
+    Where a node does not see the prepared data, or other nodes may come, they are published.
+
     Raises:
         ClusterError: the cluster cannot be reached, holds no pool, or a node does not fit.
     """
+    setup = described(setup)
     with (
         connected(cluster),
         terms(setup) as asked,
         tempfile.TemporaryDirectory(prefix="raymix-") as scratch,
     ):
         plan = planned(cluster)
-        check_nodes(asked, plan.need)
+        sharing = Sharing(setup)
+        if check_nodes(asked, plan.need) or plan.growing:
+            sharing.publish()
         name = f"raymix-desk-{uuid.uuid4().hex[:8]}"
         desk = open_desk(name)
         serving = {
@@ -77,7 +88,7 @@ def ground(cluster: Cluster, setup: Setup, trainer: str) -> Iterator[Ground]:
         def make(pool: str, broke: Callable[[str, Exception], None]) -> Pool:
             return Pool(pool, name, plan.need, serving, scratch, broke)
 
-        yield Ground(plan, name, desk, scratch, make)
+        yield Ground(plan, name, desk, scratch, make, sharing.look)
 
 
 class Fleet:

@@ -1,7 +1,8 @@
 """What each node must have and see before it trains: the driver's packages, the study's files.
 
 A node of another version, or one that does not see the shared folder, would otherwise show itself
-hours later, as a training that fails or as numbers that do not fit the others.
+hours later, as a training that fails or as numbers that do not fit the others. One that does not
+see the prepared data fetches them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from raymix.cluster.resources import Need
 from raymix.core.codec import decode, encode
 from raymix.core.errors import ClusterError
 from raymix.core.job import Json
+from raymix.data.fetch import Content, is_here
 from raymix.train.config import Setup
 
 PACKAGES = ("ray", "torch", "transformers")
@@ -36,13 +38,17 @@ _MARK = ".raymix-shared"
 """The file in `study.output_dir` by which nodes know that they see the driver's folder."""
 
 
+_Answer = tuple[list[str], bool]
+"""What is wrong with a node, and whether it lacks prepared data."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a node must fulfil, as the driver has it.
 
     `node` is the driver's own, which fulfils it. `versions` by package. `files`: size in bytes (of
     a folder: -1) and path by the key that named it. `folder` is where workers write; it holds a
-    file `_MARK` whose text is `mark`.
+    file `_MARK` whose text is `mark`. `tables`: the prepared data by path, which a node may lack.
     """
 
     node: str
@@ -50,6 +56,7 @@ class Terms:
     files: Mapping[str, tuple[int, str]]
     folder: str
     mark: str
+    tables: Mapping[str, Content] = field(default_factory=dict)
 
 
 @contextmanager
@@ -69,7 +76,8 @@ def terms(setup: Setup) -> Iterator[Terms]:
         raise ClusterError(f"study.output_dir '{setup.output_dir}': {_said(error)}") from error
     try:
         me = ray.get_runtime_context().get_node_id()
-        yield Terms(me, versions(), local_files(setup), setup.output_dir, mark)
+        files = local_files(setup)
+        yield Terms(me, versions(), files, setup.output_dir, mark, setup.contents)
     finally:
         with suppress(Exception):
             system.rm_file(path)
@@ -98,15 +106,12 @@ def _source() -> str:
 
 
 def local_files(setup: Setup) -> dict[str, tuple[int, str]]:
-    """What workers read besides `output_dir`: size and path by key. Hub ids are no files."""
+    """What workers read besides `output_dir` and tables: size and path by key; no hub ids."""
     named = {
         "model_name_or_path" if name == "target" else f"proxies.{name}": path
         for name, path in setup.models.items()
     }
     named |= {"tokenizer": setup.tokenizer or "", "chat_template": setup.chat_template or ""}
-    for domain, splits in setup.stores.items():
-        for split, path in splits.items():
-            named[f"prepared data (cache_dir) of '{domain}', {split}"] = path
     return {key: (_size(path), path) for key, path in named.items() if path and _there(path)}
 
 
@@ -121,6 +126,11 @@ def _size(path: str) -> int:
 def unfulfilled(asked: Terms) -> list[str]:
     """What is wrong on the node that this runs on, each in a sentence; [] where all is well."""
     return [*_other_versions(asked.versions, versions()), *_unseen(asked)]
+
+
+def lacks_tables(asked: Terms) -> bool:
+    """Whether the node that this runs on has to fetch any of the prepared data."""
+    return not all(is_here(path, content) for path, content in asked.tables.items())
 
 
 def _other_versions(driver: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
@@ -171,12 +181,15 @@ def refuse(wrong: Mapping[str, Sequence[str]]) -> None:
     if lines:
         raise ClusterError(
             "not all nodes can take part: " + "; ".join(lines) + ". Install the same packages on "
-            "all nodes, and keep data, models and study.output_dir on storage that all of them see"
+            "all nodes, and keep models and study.output_dir on storage that all of them see"
         )
 
 
-def check_nodes(asked: Terms, need: Need) -> None:
+def check_nodes(asked: Terms, need: Need) -> bool:
     """Ask all nodes that may hold a worker, but the driver's own; those that come: `check_here`.
+
+    Returns:
+        Whether any of them lacks prepared data.
 
     Raises:
         ClusterError: names the nodes and what is wrong with each.
@@ -187,7 +200,9 @@ def check_nodes(asked: Terms, need: Need) -> None:
         if node["Alive"] and node["NodeID"] != asked.node and need.fit(node["Resources"]):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             answers[_name(node)] = look.options(scheduling_strategy=there).remote(encode(asked))
-    refuse({name: _answer(reference) for name, reference in answers.items()})
+    found = {name: _answer(reference) for name, reference in answers.items()}
+    refuse({name: wrong for name, (wrong, _) in found.items()})
+    return any(lacks for _, lacks in found.values())
 
 
 def check_here(plain: Json) -> None:
@@ -202,15 +217,17 @@ def _name(node: Mapping[str, Json]) -> str:
     return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
 
 
-def _look(asked: Json) -> list[str]:
-    return unfulfilled(decode(Terms, asked))
+def _look(plain: Json) -> _Answer:
+    asked = decode(Terms, plain)
+    return unfulfilled(asked), lacks_tables(asked)
 
 
-def _answer(reference: ray.ObjectRef) -> list[str]:
+def _answer(reference: ray.ObjectRef) -> _Answer:
     try:
-        return list(ray.get(reference, timeout=_ANSWER_SECONDS))
+        wrong, lacks = ray.get(reference, timeout=_ANSWER_SECONDS)
     except GetTimeoutError:
-        return [f"it gave no answer in {_ANSWER_SECONDS:g} seconds"]
+        return [f"it gave no answer in {_ANSWER_SECONDS:g} seconds"], False
     except RayError as error:
         # It cannot even import raymix, for instance; the last line says why.
-        return [f"it cannot run raymix: {str(error).strip().splitlines()[-1]}"]
+        return [f"it cannot run raymix: {str(error).strip().splitlines()[-1]}"], False
+    return list(wrong), bool(lacks)

@@ -35,7 +35,11 @@ def train_on_pool(
             broken.append(error)
             desk.close.remote()
 
-        fleet = Fleet(desk, ready.make, lambda: 1, cluster.step_timeout, failed, lambda by: None)
+        def room() -> int:
+            ready.look()
+            return 1
+
+        fleet = Fleet(desk, ready.make, room, cluster.step_timeout, failed, lambda by: None)
         finished = False
         try:
             with environment(suited(ready.plan)):

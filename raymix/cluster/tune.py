@@ -48,10 +48,15 @@ def tune_study(
     with ground(cluster, setup, trainer) as ready:
         plan = ready.plan
         drive = Drive(study, ready.desk, plan.pools, asha)
+
+        def room() -> int:
+            ready.look()
+            return wanted(cluster, plan.need)
+
         fleet = Fleet(
             ready.desk,
             ready.make,
-            lambda: wanted(cluster, plan.need),
+            room,
             cluster.step_timeout,
             drive.pool_failed,
             drive.resized,

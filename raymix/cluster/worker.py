@@ -19,6 +19,7 @@ from raymix.core.errors import ClusterError
 from raymix.core.job import Json, Point, TrainJob, TrainResult
 from raymix.train.config import Setup
 from raymix.train.shard import World, current, leave
+from raymix.train.tables import fetch_tables
 
 PATIENCE = 20.0
 """Seconds between two words of rank 0 to idle ranks: far below any collective's time limit."""
@@ -43,7 +44,10 @@ def serve(config: Mapping[str, Json]) -> None:
     desk = ray.get_actor(config["desk"])
     pool = config["pool"]
     world = current(ray.train.torch.get_device())
-    trainer = _factory(config["factory"])(decode(Setup, config["setup"]), world)
+    setup = decode(Setup, config["setup"])
+    # Not when a job asks for them: it would seem to hang, and fail where only this node is wrong.
+    fetch_tables(setup)
+    trainer = _factory(config["factory"])(setup, world)
     incarnation = ray.get(desk.arrive.remote(pool)) if world.first else 0
     pulse = _Pulse(desk, config["beat"])
     if world.first:

@@ -11,6 +11,7 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import DataError
 from raymix.core.mixture import Domain
 from raymix.data.content import content_hash, write_json
+from raymix.data.fetch import Content, content_of
 from raymix.data.leak import Prompts
 
 SPLITS = ("train", "eval", "test")
@@ -82,6 +83,15 @@ class Prepared:
     def stores(self) -> dict[str, dict[str, str]]:
         """Path of the table of each domain and split (see `data.store`)."""
         return {part.domain: dict(part.paths) for part in self.parts}
+
+    @property
+    def contents(self) -> dict[str, Content]:
+        """What is in each table that is still there, the prompts' too, by its path."""
+        checks = {
+            part.paths[split]: sha for part in self.parts for split, sha in part.checks.items()
+        }
+        checks |= self.prompts.checks if self.prompts else {}
+        return {p: content_of(p, sha256) for p, sha256 in checks.items() if Path(p).is_file()}
 
     @property
     def domains(self) -> tuple[Domain, ...]:

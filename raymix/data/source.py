@@ -140,5 +140,9 @@ class DataSpec(BaseModel):
 
     def cache(self) -> Path:
         """The folder that prepared tables are kept in."""
-        default = os.environ.get("RAYMIX_CACHE") or "~/.cache/raymix"
-        return Path(self.cache_dir or default).expanduser().absolute()
+        return Path(self.cache_dir).expanduser().absolute() if self.cache_dir else default_cache()
+
+
+def default_cache() -> Path:
+    """The cache of this machine: `$RAYMIX_CACHE`, else `~/.cache/raymix`."""
+    return Path(os.environ.get("RAYMIX_CACHE") or "~/.cache/raymix").expanduser().absolute()

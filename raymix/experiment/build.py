@@ -141,6 +141,7 @@ def setup(experiment: Experiment, prepared: Prepared) -> Setup:
         influence=experiment.influence,
         chat_template=experiment.chat_template,
         leak=prepared.prompts,
+        contents=prepared.contents,
     )
 
 

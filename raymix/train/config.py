@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from raymix.core.influence import Thresholds
+from raymix.data.fetch import Content
 from raymix.data.leak import Prompts
 
 
@@ -132,7 +133,9 @@ class Setup:
     prepared files of its splits (see `data.store`), `{"math": {"train": path, "eval": path}}`.
     `output_dir`: checkpoints go to `<output_dir>/checkpoints/trial-<number>`. `tokenizer` (folder
     or hub id; None: the model's own) and `chat_template` (file) go into saved models.
-    `leak`: prompts for the format leak; None: it is not measured.
+    `leak`: prompts for the format leak; None: it is not measured. `contents`: what is in the tables
+    of `stores` and `leak`, by path; a node that does not see one of these paths fetches its copy
+    from `<output_dir>/data` (see `data.fetch`), while the paths stay the driver's.
     """
 
     models: Mapping[str, str]
@@ -144,3 +147,4 @@ class Setup:
     tokenizer: str | None = None
     chat_template: str | None = None
     leak: Prompts | None = None
+    contents: Mapping[str, Content] = field(default_factory=dict)

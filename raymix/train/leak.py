@@ -17,6 +17,7 @@ from raymix.data.store import Table, open_table
 from raymix.train.config import Setup
 from raymix.train.model import Model, core
 from raymix.train.pretrained import tokenizer_at
+from raymix.train.tables import prompts_here
 from raymix.train.use import Use
 
 KEPT, BARE = "format_leak", "format_leak_bare"
@@ -71,10 +72,11 @@ def leak_of(setup: Setup, model: str, names: Sequence[str]) -> Leak | None:
     Raises:
         DataError, TrainingError: the prompts or the tokenizer cannot be read.
     """
-    if setup.leak is None:
+    prompts = prompts_here(setup)
+    if prompts is None:
         return None
     batch = setup.training.per_device_eval_batch_size
-    return Leak(setup.leak, names, batch, tokenizer_at(setup.tokenizer or model, setup))
+    return Leak(prompts, names, batch, tokenizer_at(setup.tokenizer or model, setup))
 
 
 def leaks(model: Model, leak: Leak | None, use: Use) -> dict[str, float]:

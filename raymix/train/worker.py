@@ -23,6 +23,7 @@ from raymix.train.parts import built
 from raymix.train.pretrained import load
 from raymix.train.refuse import refuse
 from raymix.train.shard import World, together
+from raymix.train.tables import table_here
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class Worker:
                 path = self.setup.stores.get(name, {}).get(split)
                 if path is None:
                     raise TrainingError(f"domain '{name}' has no {split} split")
-                self._tables[name, split] = open_table(path)
+                self._tables[name, split] = open_table(table_here(self.setup, path))
         return [self._tables[name, split] for name in names]
 
     def _held_out(self, names: tuple[str, ...], split: str, rows: int | None) -> HeldOut:

@@ -143,30 +143,50 @@ class HeldTrainer(BriskTrainer):
         return super().each(job, point, report)
 
 
-class CutTrainer:
-    """The real worker; in mid-training it once cuts its newest checkpoint short and dies."""
+class RealTrainer:
+    """The real worker; notes its points, and on which node it runs."""
 
     def __init__(self, setup, world):
+        import ray
+
         from raymix.train.worker import Worker
 
         self.worker = Worker(setup, world)
         self.folder = Path(setup.output_dir)
+        node = ray.get_runtime_context().get_node_id()
+        with (self.folder / "ranks").open("a") as ranks:
+            ranks.write(f"{os.getpid()} {world.rank} {world.size} {node}\n")
 
     def run(self, job, report):
         def heard(point):
             with (self.folder / "log").open("a") as log:
                 log.write(f"{job.trial} {job.attempt} {point.step} {os.getpid()}\n")
-            if (job.trial, job.attempt, point.step) == (2, 0, 15):
-                self._cut(job.trial)
+            self.each(job, point)
             return report(point)
 
         return self.worker.run(job, heard)
 
-    def _cut(self, trial):
-        newest = sorted((self.folder / "checkpoints" / f"trial-{trial}").glob("step-*"))[-1]
-        weights = newest / "model.safetensors"
-        os.truncate(weights, weights.stat().st_size // 2)
-        os._exit(1)
+    def each(self, job, point):
+        pass
+
+
+class CutTrainer(RealTrainer):
+    """In mid-training it once cuts its newest checkpoint short and dies."""
+
+    def each(self, job, point):
+        if (job.trial, job.attempt, point.step) == (2, 0, 15):
+            newest = sorted((self.folder / "checkpoints" / f"trial-{job.trial}").glob("step-*"))[-1]
+            weights = newest / "model.safetensors"
+            os.truncate(weights, weights.stat().st_size // 2)
+            os._exit(1)
+
+
+class HeldRealTrainer(RealTrainer):
+    """The first delivery of trial 2 stays at its fifteenth step, whose checkpoint is not there."""
+
+    def each(self, job, point):
+        if (job.trial, job.attempt, point.step) == (2, 0, 15):
+            time.sleep(10_000)
 
 
 class StoreTrainer:

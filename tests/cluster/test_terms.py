@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from raymix.cluster.nodes import Terms, local_files, refuse, unfulfilled, versions
+from raymix.cluster.nodes import (
+    Terms,
+    lacks_tables,
+    local_files,
+    refuse,
+    unfulfilled,
+    versions,
+)
 from raymix.core.codec import decode, encode
 from raymix.core.errors import ClusterError
+from raymix.data.fetch import content_of
 from raymix.train.config import Setup, Training
 
 
@@ -18,11 +26,14 @@ def setup(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (tmp_path / "math.arrow").write_bytes(b"12345")
+    (tmp_path / "chat.jinja").write_text("{{ }}")
     return Setup(
         models={"target": str(model), "small": "org/on-the-hub"},
         training=Training(),
         stores={"math": {"train": str(tmp_path / "math.arrow")}},
         output_dir=str(tmp_path / "study"),
+        chat_template=str(tmp_path / "chat.jinja"),
+        contents={str(tmp_path / "math.arrow"): content_of(tmp_path / "math.arrow")},
     )
 
 
@@ -31,7 +42,7 @@ def asked(setup):
     folder = Path(setup.output_dir)
     folder.mkdir()
     (folder / ".raymix-shared").write_text("mark")
-    return Terms("head", versions(), local_files(setup), setup.output_dir, "mark")
+    return Terms("head", versions(), local_files(setup), setup.output_dir, "mark", setup.contents)
 
 
 def test_versions_are_those_that_are_installed():
@@ -45,7 +56,7 @@ def test_versions_are_those_that_are_installed():
 def test_files_are_what_workers_read_and_hub_ids_are_none(setup, tmp_path):
     assert local_files(setup) == {
         "model_name_or_path": (-1, str(tmp_path / "model")),
-        "prepared data (cache_dir) of 'math', train": (5, str(tmp_path / "math.arrow")),
+        "chat_template": (5, str(tmp_path / "chat.jinja")),
     }
 
 
@@ -66,12 +77,22 @@ def test_another_version_is_named_with_both(asked):
 
 def test_what_is_not_there_is_named_by_its_key(asked, tmp_path):
     (tmp_path / "model").rmdir()
-    (tmp_path / "math.arrow").write_bytes(b"1234")
+    (tmp_path / "chat.jinja").write_text("{{}}")
     assert unfulfilled(asked) == [
         f"it does not see model_name_or_path: '{tmp_path / 'model'}'",
-        "it sees another file for prepared data (cache_dir) of 'math', train at "
-        f"'{tmp_path / 'math.arrow'}'",
+        f"it sees another file for chat_template at '{tmp_path / 'chat.jinja'}'",
     ]
+
+
+@pytest.mark.parametrize("lack", ["another size", "none"])
+def test_prepared_data_that_are_not_there_are_fetched_and_no_reason_to_refuse(
+    asked, tmp_path, lack
+):
+    assert not lacks_tables(asked)
+    path = tmp_path / "math.arrow"
+    path.unlink() if lack == "none" else path.write_bytes(b"1234")
+    assert lacks_tables(asked)
+    assert unfulfilled(asked) == []
 
 
 def test_a_folder_of_the_same_name_is_not_the_same_folder(asked):

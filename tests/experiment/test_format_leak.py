@@ -13,6 +13,7 @@ from raymix.core.errors import ConfigError
 from raymix.core.job import Stage, Status, TrainJob
 from raymix.core.mixture import Mixture
 from raymix.data.build import build
+from raymix.data.fetch import content_of
 from raymix.data.leak import Format
 from raymix.experiment.build import data_spec, identity, prepare, setup, space
 from raymix.experiment.config import Experiment
@@ -168,7 +169,12 @@ def test_a_model_that_only_sorts_sorts_what_it_is_to_copy(suite, cache, tmp_path
     assert copied.bare_rows == copied.rows == 128
     within = space(experiment, prepared.domains)
     stage = Stage(Mixture.of({"copy": 0.0, "sort": 1.0}).ordered(within.names), within.budget)
-    worker, job = Worker(setup(experiment, prepared)), TrainJob(1, (), within, seed=0)
+    made = setup(experiment, prepared)
+    # What nodes may have to fetch: the domains' tables, and the prompts'.
+    stores = {path for splits in made.stores.values() for path in splits.values()}
+    assert set(made.contents) == stores | {copied.kept, copied.bare}
+    assert all(content == content_of(path) for path, content in made.contents.items())
+    worker, job = Worker(made), TrainJob(1, (), within, seed=0)
     base = worker.run(job, lambda point: True)
     sorting = worker.run(replace(job, stages=(stage,)), lambda point: True)
     assert sorting.status is Status.DONE, sorting.error

@@ -1,0 +1,59 @@
+"""When the prepared data are published: where a node may come that does not see them, else not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raymix.cluster import growth
+from raymix.cluster.config import Cluster
+from raymix.cluster.fleet import ground
+from raymix.cluster.sharing import Sharing
+from raymix.cluster.tune import TRAINER
+from raymix.core.errors import ClusterError
+from raymix.data.fetch import content_of
+from raymix.train.tables import described
+
+
+@pytest.fixture
+def autoscaler(tmp_path, monkeypatch):
+    """A description of a cluster that may bring a machine, where `ray up` leaves it."""
+    kinds = {"cpu": {"resources": {"CPU": 4}, "max_workers": 2}}
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    path.write_text(yaml.safe_dump({"max_workers": 2, "available_node_types": kinds}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    growth._described.cache_clear()
+    yield
+    growth._described.cache_clear()
+
+
+def published(ray, setup, pools):
+    """Names of what is published once the cluster is ready for a study."""
+    with ground(Cluster(pools=pools), setup, TRAINER) as ready:
+        ready.look()
+        ray.kill(ready.desk)
+    return sorted(path.name for path in (Path(setup.output_dir) / "data").glob("*"))
+
+
+def test_where_all_nodes_see_them_nothing_is_published(ray_here, tiny, tmp_path):
+    make, _ = tiny
+    assert published(ray_here, make(tmp_path), pools=2) == []
+
+
+def test_where_pools_wait_for_nodes_they_are_published_by_content(
+    ray_here, tiny, tmp_path, autoscaler
+):
+    make, _ = tiny
+    setup = make(tmp_path)
+    assert published(ray_here, setup, pools=2) == []
+    paths = [path for splits in setup.stores.values() for path in splits.values()]
+    named = sorted(f"{content_of(path).sha256}.arrow" for path in paths)
+    assert published(ray_here, setup, pools=6) == named
+
+
+def test_a_folder_that_does_not_take_them_is_named(ray_here, tiny, tmp_path):
+    make, _ = tiny
+    (tmp_path / "data").write_text("a file")
+    sharing = Sharing(described(make(tmp_path)))
+    with pytest.raises(ClusterError, match=r"study.output_dir '.*': cannot publish .*File exists"):
+        sharing.publish()
