@@ -16,7 +16,7 @@ class Cluster(BaseModel):
     as many as fit; where nodes go there are fewer, where they come there are more again. `use_gpu`
     None: where the cluster has GPUs. `step_timeout`: seconds after which a training that neither
     takes an optimizer step nor reports is ended and begun again on fresh workers, three times at
-    the most; a long evaluation counts as silence. None: no limit.
+    the most unless it comes further each time; a long evaluation counts as silence. None: no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -24,12 +24,15 @@ CLOSED: Json = {"closed": True}
 class _Ticket:
     """One job on the desk. `pool`: who trains it now; None: it waits, or is finished.
 
-    `heard`: when its workers last gave a sign of life, on the clock of the loop.
+    `heard`: when its workers last gave a sign of life, on the clock of the loop. `crashes` counts
+    those that died; `strikes` those since it has last come further than ever before, to `furthest`.
     """
 
     job: dict[str, Any]
     stoppable: bool
     crashes: int = 0
+    strikes: int = 0
+    furthest: int = 0
     pool: str | None = None
     heard: float = 0.0
     events: asyncio.Queue[Json] = field(default_factory=asyncio.Queue)
@@ -56,7 +59,8 @@ class _Ticket:
 class _Group:
     """A pool's worker group through all its restarts; `idle_crashes` in a row, without a job.
 
-    `up`: its workers have arrived and are not known to have died. `ended`: for good.
+    `up`: its workers have arrived and are not known to have died. `ended`: for good. `heard`: when
+    they last began or ended something; None: there are none, or they have a job, or wait for one.
     """
 
     incarnation: int = 0
@@ -64,11 +68,15 @@ class _Group:
     ended: bool = False
     model: str = ""
     idle_crashes: int = 0
+    heard: float | None = None
     controller: Any = None
 
 
 class Desk:
-    """Jobs in, reports out. `deliveries`: how often one job is given to workers before it fails.
+    """Jobs in, reports out. `deliveries`: how often workers may die in one job before it fails.
+
+    What comes further than ever before starts that count again: a long job on machines that are
+    taken away now and then is no job that kills its workers.
 
     A job belongs to the pool that took it until it is finished; what an earlier delivery of it
     still says is not heard. Any pool takes any job: first the oldest of the model that it holds.
@@ -120,6 +128,10 @@ class Desk:
         """Let a resting process go."""
         self._resting.setdefault(process, asyncio.Event()).set()
 
+    async def starting(self, pool: str) -> None:
+        """A worker group has its processes and will arrive."""
+        self._groups.setdefault(pool, _Group()).heard = _now()
+
     async def arrive(self, pool: str) -> int:
         """A worker group has started (again); says which incarnation of its pool it is.
 
@@ -130,6 +142,7 @@ class Desk:
             return 0
         group.incarnation += 1
         group.up = True
+        group.heard = _now()
         group.model = ""
         self._again(pool, "the worker group was restarted")
         return group.incarnation
@@ -139,12 +152,15 @@ class Desk:
         group = self._groups[pool]
         end = _now() + patience
         while not self._closed and group.incarnation == incarnation:
+            group.heard = None
             if self._waiting:
                 return {"job": self._deliver(pool, group)}
             self._work.clear()
             try:
                 await asyncio.wait_for(self._work.wait(), end - _now())
             except TimeoutError:
+                if group.incarnation == incarnation:
+                    group.heard = _now()
                 return None
         return LEAVE
 
@@ -164,6 +180,8 @@ class Desk:
         ticket = self._current(trial, attempt)
         if ticket is None:
             return False
+        if point["step"] > ticket.furthest:
+            ticket.furthest, ticket.strikes = point["step"], 0
         if ticket.stoppable:
             ticket.answer = asyncio.get_running_loop().create_future()
         ticket.events.put_nowait({"point": point})
@@ -177,22 +195,27 @@ class Desk:
         if ticket is not None:
             ticket.heard = _now()
 
-    async def watch(self, seconds: float | None) -> Json:
+    async def watch(self, seconds: float | None, idle: float | None) -> Json:
         """The state of the pools: `up`, whether each has workers; `silent`, what hangs.
 
-        `silent` gives the trial that a pool holds and of which nothing was heard for `seconds`.
-        Workers that wait for our answer do not hang. None: nothing ever hangs.
+        `silent` gives the trial that a pool holds and of which nothing was heard for `seconds`; or
+        None, where its workers have no trial and were to arrive, or to ask for one, for `idle`
+        seconds. Workers that wait for our answer do not hang. None: nothing ever hangs.
         """
         limit = math.inf if seconds is None else seconds
         held = (t for t in self._tickets.values() if t.pool is not None and not t.waits)
         late = {t.pool: t.job["trial"] for t in held if _now() - t.heard > limit}
+        limit = math.inf if idle is None else idle
+        due = ((n, g.heard) for n, g in self._groups.items() if g.heard is not None)
+        late |= {name: None for name, heard in due if _now() - heard > limit}
         return {"up": {name: group.up for name, group in self._groups.items()}, "silent": late}
 
     async def finish(self, trial: int, attempt: int, result: Json) -> None:
         """Hand in the result of a delivery."""
         ticket = self._current(trial, attempt)
         if ticket is not None and ticket.pool is not None:
-            self._groups[ticket.pool].idle_crashes = 0
+            group = self._groups[ticket.pool]
+            group.idle_crashes, group.heard = 0, _now()
             ticket.pool = None
             ticket.events.put_nowait({"result": result})
 
@@ -211,7 +234,7 @@ class Desk:
         group.idle_crashes = 0 if self._again(pool, reason) else group.idle_crashes + 1
         # Whatever the dead workers still wait for must not be given a job.
         group.incarnation += 1
-        group.up = False
+        group.up, group.heard = False, None
         self._work.set()
         return group.idle_crashes < self._deliveries
 
@@ -228,21 +251,22 @@ class Desk:
         self._again(pool, reason)
         group = self._groups.setdefault(pool, _Group())
         group.incarnation += 1
-        group.up, group.ended = False, True
+        group.up, group.ended, group.heard = False, True, None
 
     def _again(self, pool: str, reason: str) -> bool:
-        """Queue the job that `pool` held, if any, in front; after the last delivery it failed."""
+        """Queue the job that `pool` held, if any, in front; after the last strike it failed."""
         held = next((t for t in self._tickets.values() if t.pool == pool), None)
         if held is None:
             return False
         held.settle(go_on=False)
         held.pool = held.answer = None
         held.crashes += 1
-        if held.crashes < self._deliveries:
+        held.strikes += 1
+        if held.strikes < self._deliveries:
             self._waiting.appendleft(held.job["trial"])
             self._work.set()
         else:
-            error = f"workers died {held.crashes} times in this training; the last time: {reason}"
+            error = f"workers died {held.strikes} times in this training; the last time: {reason}"
             lost = TrainResult(Status.FAILED, {}, error=error)
             held.events.put_nowait({"result": encode(lost)})
         return True

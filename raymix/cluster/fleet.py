@@ -21,6 +21,7 @@ from raymix.cluster.resources import Plan, change
 from raymix.cluster.session import connected, planned
 from raymix.cluster.sharing import Sharing
 from raymix.core.codec import encode
+from raymix.core.errors import ClusterError
 from raymix.train.config import Setup
 from raymix.train.tables import described
 
@@ -28,6 +29,12 @@ _log = logging.getLogger(__name__)
 
 _TICK = 1.0
 """Seconds between two looks at nodes and pools."""
+
+START = 600.0
+"""Seconds that workers without a job may always take: they import, and find each other."""
+
+_LOST = 3
+"""Of pools that hang without a job, or whose controller dies, each third is not replaced."""
 
 _BEATS = 4
 """Signs of life in one time limit, so that a late one is no hang; one in 10 seconds is enough."""
@@ -95,9 +102,10 @@ class Fleet:
     """Starts pools, ends and replaces them, from a thread of its own; `close` ends them all.
 
     `make` builds the pool of a name; it is given what to tell of its end. `wanted` says how many
-    pools the nodes hold now. `patience`: seconds of silence after which a pool with a job hangs;
-    None: no limit. `failed` hears of pools that broke, which are not started again; `resized` how
-    many more pools there are.
+    pools the nodes hold now. `patience`: seconds of silence after which a pool with a job hangs,
+    and one without a job where it is more than `START`; None: no limit. `failed` hears of pools
+    that broke, which are not started again; `resized` how many more pools there are. Pools that
+    are lost by no fault of theirs are replaced, as `_LOST` says.
     """
 
     def __init__(
@@ -113,13 +121,15 @@ class Fleet:
         self._make = make
         self._wanted = wanted
         self._patience = patience
+        self._idle = None if patience is None else max(patience, START)
         self._failed = failed
         self._resized = resized
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
         self._pools: dict[str, Pool] = {}
         self._ending: list[threading.Thread] = []
         self._made = 0
         self._broken = 0
+        self._lost = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._tend, name="fleet", daemon=True)
 
@@ -142,15 +152,34 @@ class Fleet:
 
     def _add(self) -> None:
         with self._changing:
+            if self._closing.is_set():
+                return
             name = f"pool-{self._made}"
             self._made += 1
             pool = self._pools[name] = self._make(name, self._broke)
-        pool.start()
+            pool.start()
 
     def _broke(self, name: str, error: Exception) -> None:
         with self._changing:
             if self._pools.pop(name, None) is None:
                 return
+            # A process of Ray's was killed, which is no fault of the workers.
+            replaced = isinstance(error, RayActorError) and self._may_replace()
+            if replaced:
+                _log.warning("%s ended, another pool takes its place: %s", name, error)
+                self._desk.gone.remote(name, str(error))
+                self._add()
+        if not replaced:
+            self._give_up(name, error)
+
+    def _may_replace(self) -> bool:
+        """Count a pool that was lost; whether another one takes its place."""
+        with self._changing:
+            self._lost += 1
+            return self._lost % _LOST != 0
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        with self._changing:
             self._broken += 1
         self._failed(name, error)
 
@@ -165,7 +194,7 @@ class Fleet:
 
     def _look(self) -> None:
         """End what hangs, and have as many pools as the nodes hold."""
-        seen = ray.get(self._desk.watch.remote(self._patience))
+        seen = ray.get(self._desk.watch.remote(self._patience, self._idle))
         for name, trial in seen["silent"].items():
             self._replace(name, trial)
         with self._changing:
@@ -184,7 +213,10 @@ class Fleet:
             self._add()
             self._resized(1)
 
-    def _replace(self, name: str, trial: int) -> None:
+    def _replace(self, name: str, trial: int | None) -> None:
+        if trial is None:
+            self._unstick(name)
+            return
         reason = (
             f"ended, as no optimizer step or report came for {self._patience:g} s "
             "(cluster.step_timeout)"
@@ -192,6 +224,17 @@ class Fleet:
         _log.warning("trial %d in %s hangs: %s", trial, name, reason)
         if self._end(name, reason):
             self._add()
+
+    def _unstick(self, name: str) -> None:
+        """Replace workers that hang without a job, or give their place up where that is no help."""
+        reason = f"its workers did not start, or take a job, for {self._idle:g} s"
+        if not self._end(name, reason):
+            return
+        _log.warning("%s hangs: %s", name, reason)
+        if self._may_replace():
+            self._add()
+        else:
+            self._give_up(name, ClusterError(reason))
 
     def _end(self, name: str, reason: str) -> bool:
         """Take a pool's job from it and end it, without waiting; whether there was such a pool."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import fsspec
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raymix
@@ -188,6 +188,8 @@ def refuse(wrong: Mapping[str, Sequence[str]]) -> None:
 def check_nodes(asked: Terms, need: Need) -> bool:
     """Ask all nodes that may hold a worker, but the driver's own; those that come: `check_here`.
 
+    A node that goes in between is no fault: there will be fewer pools.
+
     Returns:
         Whether any of them lacks prepared data.
 
@@ -227,6 +229,8 @@ def _answer(reference: ray.ObjectRef) -> _Answer:
         wrong, lacks = ray.get(reference, timeout=_ANSWER_SECONDS)
     except GetTimeoutError:
         return [f"it gave no answer in {_ANSWER_SECONDS:g} seconds"], False
+    except (NodeDiedError, TaskUnschedulableError):
+        return [], False  # it has gone in between: nothing will run there
     except RayError as error:
         # It cannot even import raymix, for instance; the last line says why.
         return [f"it cannot run raymix: {str(error).strip().splitlines()[-1]}"], False

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.util.placement_group import (
     get_placement_group,
@@ -62,11 +62,12 @@ class _Watch(UserCallback):
             raise ClusterError(f"its workers cannot start: {reason}")
 
 
-class _Introduce(ControllerCallback):
+class _Introduce(ControllerCallback, WorkerGroupCallback):
     """Runs in Train's controller: hands its handle over, the only way to abort a worker group.
 
-    And names its placement groups: Ray frees them only when the driver has ended, too, so those of
-    a controller that has died must be found (`_free`). Ray Train has no place for the name.
+    Says when workers begin to start, for they may hang before they have said a word. And names its
+    placement groups: Ray frees them only when the driver has ended, too, so those of a controller
+    that has died must be found (`_free`). Ray Train has no place for the name.
     """
 
     def __init__(self, desk: str, pool: str) -> None:
@@ -86,6 +87,11 @@ class _Introduce(ControllerCallback):
         worker_group.placement_group = named
         me = ray.get_runtime_context().current_actor
         ray.get(ray.get_actor(self._desk).introduce.remote(self._pool, me))
+
+    def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
+        """The workers' processes are there; nothing is to be given to them."""
+        ray.get(ray.get_actor(self._desk).starting.remote(self._pool))
+        return {}
 
 
 class _Trainer(TorchTrainer):

@@ -19,6 +19,9 @@ HEAD = "node:__internal_head__"
 """A resource that every cluster's head node has: 1.0 of it."""
 
 _ANSWER_SECONDS = 10.0
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client of gRPC begins, which is what Ray speaks: HTTP/2's preface and empty settings."""
+
 _SLOW = "timed out during startup"
 _STORE_BYTES = 200_000_000
 """Object store of a Ray started here. Data and weights are memory-mapped files, never objects."""
@@ -93,12 +96,16 @@ def _begin(address: str) -> None:
 
 
 def _answers(address: str) -> None:
-    """Refuse a `host:port` at which nobody listens: Ray would wait there for minutes."""
+    """Refuse a `host:port` at which nobody listens, or says a word: Ray would wait for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS) as line:
+            line.sendall(_GREETING)
+            line.recv(
+                1
+            )  # whatever it says, or that it hangs up; Ray itself knows what to make of it
     except OSError as error:
         raise ClusterError(f"cluster.address '{address}' does not answer: {error}") from error
 

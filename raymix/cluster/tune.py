@@ -36,9 +36,9 @@ def tune_study(
 ) -> None:
     """Run a study to its end on pools of workers; the study holds what came of it.
 
-    Ctrl-C (or SIGTERM) ends workers and trials and raises KeyboardInterrupt; open trials stay open
-    in the history and go on from their checkpoints when the study is resumed. Raises ClusterError
-    at once where the cluster cannot hold one pool, and later when no pool is left.
+    Ctrl-C (or SIGTERM, SIGHUP) ends workers and trials and raises KeyboardInterrupt; open trials
+    stay open in the history and go on from their checkpoints when the study is resumed. Raises
+    ClusterError at once where the cluster cannot hold one pool, and later when no pool is left.
     """
     asha = None
     if stopping is not None and stopping.scheduler == "asha":
@@ -75,7 +75,10 @@ def tune_study(
 
 @contextmanager
 def _interrupts(drive: Drive) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the study in order, where this is the main thread."""
+    """Let SIGINT, SIGTERM and SIGHUP end the study in order, where this is the main thread.
+
+    The last one comes when the terminal goes; under `nohup` it is, and stays, ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -85,9 +88,10 @@ def _interrupts(drive: Drive) -> Iterator[None]:
             raise KeyboardInterrupt
         drive.interrupted = True
 
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    ours = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        ours.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in ours}
     try:
         yield
     finally:

@@ -137,7 +137,7 @@ class Point:
     stage: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Drawn:
     """What of one domain entered optimizer steps. `share` is in the budget's unit.
 

@@ -157,28 +157,34 @@ def used(trial: Trial) -> Mixture:
 
 def rows(known: Facts) -> tuple[Row, ...]:
     """The confirmations: a row for each mixture, or for each group where methods are compared."""
-    by_number = {t.number: t for t in known.history}
+    by_number, failed = {t.number: t for t in known.history}, failures(known.history)
     if known.confirm.of != METHODS:
         groups, best = confirmed(known.history, known.confirm), known.winner
         return tuple(
-            _row(known, n, by_number[n], trials, best is not None and best.number == n)
+            _row(n, by_number[n], trials, best is not None and best.number == n, failed)
             for n, trials in groups.items()
         )
     first, told = champion(known.history, known.members), by_group(known.history)
     return tuple(
         _row(
-            known, group, by_number[favourite(told, group)], tuple(blocks.values()), group == first
+            group, by_number[favourite(told, group)], tuple(blocks.values()), group == first, failed
         )
         for group, blocks in told.items()
     )
 
 
-def _row(known: Facts, key: str | int, source: Trial, trials: tuple[Trial, ...], best: bool) -> Row:
-    """The row of a group, or of a trial by its number."""
+def _row(
+    key: str | int,
+    source: Trial,
+    trials: tuple[Trial, ...],
+    best: bool,
+    failed: Mapping[str | int, int],
+) -> Row:
+    """The row of a group, or of a trial by its number; `failed`: `failures` of the history."""
     named = isinstance(key, int) or source.role is Role.BASELINE
     broken = float(np.mean([t.violation for t in trials]))
-    failed = failures(known.history).get(key, 0)
-    return Row(label(source) if named else str(key), source, trials, best, broken, failed)
+    name = label(source) if named else str(key)
+    return Row(name, source, trials, best, broken, failed.get(key, 0))
 
 
 def evidence(known: Facts, best: Trial) -> tuple[Trial, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,11 @@ def losses_by_share(known: Facts) -> Any:
     with matplotlib.rc_context(STYLE):
         figure = new(figsize=(3.1 * columns + 0.4, 2.5 * rows + 0.7))
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, name in zip(axes, known.domains, strict=False):
-            _panel(axis, known, name, trials)
+        best, base = known.winner, domain_losses(known.base)
+        shares = np.array([trial.mixture.ordered(known.domains).weights for trial in trials])
+        for axis, name, column in zip(axes, known.domains, shares.T, strict=False):
+            own = dict(zip((trial.number for trial in trials), column.tolist(), strict=True))
+            _panel(axis, name, trials, own, best, base.get(name))
         for axis in axes[size:]:
             axis.set_visible(False)
         for axis in axes[::columns]:
@@ -57,15 +60,21 @@ def losses_by_share(known: Facts) -> Any:
     return figure
 
 
-def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
-    best = known.winner
-    base = domain_losses(known.base).get(name)
+def _panel(
+    axis: Any,
+    name: str,
+    trials: Sequence[Trial],
+    shares: Mapping[int, float],
+    best: Trial | None,
+    base: float | None,
+) -> None:
+    """One domain; `shares` and losses are by the trials' numbers, `base` is the loss before."""
     methods = dict.fromkeys(t.method for t in trials if t.role is not Role.BASELINE)
     values = {t.number: _loss(t, name) for t in trials}
     for i, method in enumerate(methods):
         own = [t for t in trials if t.method == method and t.role is not Role.BASELINE]
         axis.plot(
-            [_share(t, name) for t in own],
+            [shares[t.number] for t in own],
             [values[t.number] for t in own],
             linestyle="",
             marker=MARKERS[i % len(MARKERS)],
@@ -80,7 +89,7 @@ def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
         if trial.role is not Role.BASELINE:
             continue
         axis.plot(
-            [_share(trial, name)],
+            [shares[trial.number]],
             [values[trial.number]],
             linestyle="",
             marker=next(hollow, "o"),
@@ -91,7 +100,7 @@ def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
         )
     if best is not None and best.number in values:
         axis.plot(
-            [_share(best, name)],
+            [shares[best.number]],
             [values[best.number]],
             linestyle="",
             marker="*",
@@ -106,7 +115,7 @@ def _panel(axis: Any, known: Facts, name: str, trials: Sequence[Trial]) -> None:
         axis.axhline(base, color=GREY, linestyle="--", linewidth=1, label="untrained model")
     axis.set_title(name)
     axis.set_xlabel("share of the budget")
-    axis.set_xlim(-0.02, max(_share(t, name) for t in trials) * 1.06 + 0.02)
+    axis.set_xlim(-0.02, max(shares.values()) * 1.06 + 0.02)
 
 
 def ranking(known: Facts, rows: int = 20) -> Any:
@@ -206,10 +215,6 @@ def _tick(row: Row) -> str:
     pairs = zip(names, means.tolist(), strict=True)
     written = " ".join(f"{name} {share:.2f}".replace(" 0.", " .") for name, share in pairs)
     return f"{row.name}\n{written}"
-
-
-def _share(trial: Trial, name: str) -> float:
-    return trial.mixture.as_dict().get(name, 0.0)
 
 
 def _loss(trial: Trial, name: str) -> float:

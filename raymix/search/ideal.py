@@ -149,10 +149,11 @@ class Ideal:
         within = space
         if self.budget is not None:
             within = replace(space, budget=Budget(self.budget, space.budget.unit))
-        script, own = self._script(within), history.own
+        script, own, place = self._script(within), history.own, 0
         batch = next(script)
         while True:
-            asked, own = own[: len(batch)], own[len(batch) :]
+            asked = own[place : place + len(batch)]
+            place += len(asked)
             for proposal, trial in zip(batch, asked, strict=False):
                 _same(proposal, trial)
             if len(asked) < len(batch):

@@ -98,12 +98,12 @@ class MosSearch:
         told = [trial for trial in history.own if trial.finished]
         reference = proportional(history)
         usual = 0.0
-        squares: list[float] = []
-        for trial in told:
+        squares = 0.0
+        for number, trial in enumerate(told, start=1):
             beaten = reference if reference is not None and reference.finished else told[0]
             reward = _worth(trial) - _worth(beaten)
-            squares.append((reward - usual) ** 2)
-            scale = math.sqrt(math.fsum(squares) / len(squares)) or 1.0
+            squares += (reward - usual) ** 2
+            scale = math.sqrt(squares / number) or 1.0
             counts, asked = _drawn(trial, space, free)
             step = rewarded(asked, counts, (reward - usual) / scale, self.entropy)
             logits = log_softmax(logits + self.lr * step)

@@ -15,7 +15,8 @@ Key = tuple[float, ...]
 
 def key(mixture: Mixture, params: Mapping[str, float] | None = None) -> Key:
     """Equal for trainings that differ by float dust only; names must be in one order."""
-    shares = tuple(round(weight, _DIGITS) for weight in mixture.weights)
+    # Made of each trial at each ask: rounding one by one would be most of what an ask takes.
+    shares: Key = tuple(mixture.array().round(_DIGITS).tolist())
     # A parameter may be as small as 1e-6 (a learning rate): digits, not places.
     return shares + tuple(float(f"{number:.{_DIGITS}g}") for number in (params or {}).values())
 
@@ -31,10 +32,12 @@ def trained(space: Space, trials: Iterable[Trial]) -> frozenset[Key]:
     Trials with a budget, pool, reweighter or start of their own, or with a parameter that is none
     of the space's, train on something else, and so do unranked ones.
     """
+    names = space.names
+    params = frozenset(each.name for each in space.params)
     return frozenset(
-        key(trial.mixture.ordered(space.names), space.settings(trial.proposal.params))
+        key(trial.mixture.ordered(names), space.settings(trial.proposal.params))
         for trial in comparable(trials)
-        if _plain(space, trial.proposal)
+        if _plain(params, trial.proposal)
     )
 
 
@@ -64,8 +67,7 @@ def proportional(history: Iterable[Trial]) -> Trial | None:
     return None
 
 
-def _plain(space: Space, proposal: Proposal) -> bool:
-    names = {each.name for each in space.params}
+def _plain(names: frozenset[str], proposal: Proposal) -> bool:
     return proposal == Proposal(
         proposal.mixture,
         role=proposal.role,

@@ -64,12 +64,18 @@ class OnDisk:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(LOCK))
         try:
-            self.held = whole_lines(path.read_bytes()) if path.exists() else b""
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        try:
+            # Of two that hold a lock file each, as somebody has removed the first one's.
+            _hold(self._file, path, "whose lock file was removed")
+            self.held = whole_lines(path.read_bytes())
             self._size = len(self.held)
             os.ftruncate(self._file, self._size)
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     def append(self, line: bytes, durable: bool) -> None:
@@ -99,13 +105,21 @@ def _lock(path: Path) -> int:
     # not inherited by the processes that Ray starts (O_CLOEXEC), which may outlive the driver.
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
         owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
+        _hold(handle, path, owner)
+    except BaseException:
         os.close(handle)
-        raise StudyError(
-            f"another driver ({owner}) runs the study in {path.parent}; wait for it or end it"
-        ) from None
+        raise
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return handle
+
+
+def _hold(handle: int, path: Path, owner: str) -> None:
+    """Take an open file for this process."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StudyError(
+            f"another driver ({owner}) runs the study in {path.parent}; wait for it or end it"
+        ) from None

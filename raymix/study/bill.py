@@ -49,10 +49,19 @@ def units(trial: Trial, budget: Budget, history: Iterable[Trial] = ()) -> float:
     `history`: where a trial that trains nothing, and so has no steps to compare with, finds the one
     it measures; without that its extra is left out.
     """
+    known = _by_number(history) if trial.role is Role.MEASURE else {}
+    return _units(trial, budget, known)
+
+
+def _units(trial: Trial, budget: Budget, known: Mapping[int, Trial]) -> float:
     if trial.result is None:
         return 0.0
     part = _part(trial, budget)
-    return part + _extra(trial, part, budget, history) + _charged(trial.proposal)
+    return part + _extra(trial, part, budget, known) + _charged(trial.proposal)
+
+
+def _by_number(history: Iterable[Trial]) -> dict[int, Trial]:
+    return {trial.number: trial for trial in history}
 
 
 def foreseen(proposal: Proposal, history: History, budget: Budget) -> float:
@@ -69,14 +78,16 @@ def foreseen(proposal: Proposal, history: History, budget: Budget) -> float:
         found += _share(proposal, budget) * (1.0 - _shared(proposal, history))
     if proposal.measure or proposal.reweighter is not None:
         alike = (t for t in history.own if _kind(t.proposal) == _kind(proposal) and _done(t))
-        latest = list(alike)[-1:]
-        found += sum(_extra(t, _part(t, budget), budget, history) for t in latest)
+        latest, known = list(alike)[-1:], _by_number(history)
+        found += sum(_extra(t, _part(t, budget), budget, known) for t in latest)
     return found
 
 
 def spent(history: History, budget: Budget) -> tuple[float, float]:
     """Units that `history.method` has spent on told trials, and those foreseen of its open ones."""
-    told = sum(units(trial, budget, history) for trial in history.own)
+    # Where there are many measurements, each looks for what it measures.
+    known = _by_number(history)
+    told = sum(_units(trial, budget, known) for trial in history.own)
     opened = [trial.proposal for trial in history.own if trial.pending]
     return told, sum(foreseen(proposal, history, budget) for proposal in opened)
 
@@ -133,13 +144,14 @@ def _part(trial: Trial, budget: Budget) -> float:
     return part
 
 
-def _extra(trial: Trial, part: float, budget: Budget, history: Iterable[Trial]) -> float:
+def _extra(trial: Trial, part: float, budget: Budget, known: Mapping[int, Trial]) -> float:
     """What passed through the model beside the steps of a told trial, in units."""
     if trial.result is None or not trial.result.spent.extra:
         return 0.0
     tokens = trial.result.spent.tokens
     if trial.role is Role.MEASURE:
-        source = next((t for t in history if t.number == trial.proposal.start), None)
+        start = trial.proposal.start
+        source = None if start is None else known.get(start)
         if source is None or source.result is None:
             return 0.0
         part, tokens = _part(source, budget), source.result.spent.tokens

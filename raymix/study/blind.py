@@ -19,13 +19,23 @@ def blind(history: History, known: dict[int, TrainResult] | None = None) -> Hist
     for trial in history:
         if trial.result is not None and trial.number not in seen:
             seen[trial.number] = _blind(trial.result)
-    trials = tuple(replace(t, result=seen[t.number]) if t.result else t for t in history)
+    trials = tuple(
+        t if t.result is None or seen[t.number] is t.result else replace(t, result=seen[t.number])
+        for t in history
+    )
     return History(trials, history.method, _blind(history.base) if history.base else None)
 
 
 def _blind(result: TrainResult) -> TrainResult:
+    """The result without test losses; itself, not a copy, where it has none."""
+    if not any(map(_tests, (result.metrics, *(point.metrics for point in result.curve)))):
+        return result
     curve = tuple(replace(p, metrics=_no_test(p.metrics)) for p in result.curve)
     return replace(result, metrics=_no_test(result.metrics), curve=curve)
+
+
+def _tests(metrics: Mapping[str, float]) -> bool:
+    return any(name.startswith("test/") for name in metrics)
 
 
 def _no_test(metrics: Mapping[str, float]) -> Mapping[str, float]:

@@ -19,7 +19,8 @@ class Record:
     """The state of a study as its events tell it; `apply` is the only thing that changes it.
 
     `attempts` counts how often a trial was launched again, `failures` how often it failed without
-    a result, `points` holds what it reported so far, by step.
+    a result, `points` holds what it reported so far, by step; nothing once it was told, as its
+    result has the curve.
     """
 
     def __init__(self) -> None:
@@ -28,12 +29,18 @@ class Record:
         self.attempts: dict[int, int] = {}
         self.failures: dict[int, int] = {}
         self.points: dict[int, dict[int, Point]] = {}
+        self._words: dict[str, str] = {}
 
     @property
     def history(self) -> History:
         """All trials in the order in which they were asked."""
         base = self.trials[0].result if self.trials else None
         return History(tuple(self.trials.values()), "", base)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is known: a trial was told."""
+        return any(not trial.pending for trial in self.trials.values())
 
     @property
     def members(self) -> dict[str, Member]:
@@ -62,6 +69,8 @@ class Record:
     def apply(self, event: Event) -> None:
         """Take in one event; raises ValueError, KeyError or StudyError when it does not fit."""
         kind = event["event"]
+        if kind == "study" and self.header:
+            self._anew()
         if kind in ("study", "resumed"):
             # A resumed study may have grown its number of trials: the newest config is in force.
             born = self.header.get("born", event["time"])
@@ -73,11 +82,19 @@ class Record:
         else:
             raise StudyError(f"unknown event '{kind}'")
 
+    def _anew(self) -> None:
+        """Forget a study that came to nothing; another one begins in its file."""
+        if self.begun:
+            raise StudyError("a study begins where another one is under way")
+        self.header = {}
+        for known in (self.trials, self.attempts, self.failures, self.points):
+            known.clear()
+
     def _asked(self, event: Event) -> None:
         number = int(event["trial"])
         if number != len(self.trials):
             raise StudyError(f"trial {number} asked where {len(self.trials)} was next")
-        proposal = decode(Proposal, event["proposal"])
+        proposal = decode(Proposal, shared(event["proposal"], self._words))
         self.trials[number] = Trial(number, event["method"], proposal, int(event["seed"]))
         self.attempts[number] = self.failures[number] = 0
         self.points[number] = {}
@@ -102,10 +119,28 @@ class Record:
         elif kind == "told":
             self.trials[trial.number] = dataclasses.replace(
                 trial,
-                result=decode(TrainResult, event["result"]),
+                # Else each trial has the names of all domains for itself, many times over.
+                result=_slim(decode(TrainResult, shared(event["result"], self._words))),
                 score=float(event["score"]),
                 violation=float(event["violation"]),
             )
+            self.points[trial.number] = {}
+
+
+def shared(plain: Json, known: dict[str, str]) -> Json:
+    """Equal JSON in which equal strings are one object, that of `known`, which learns new ones."""
+    if isinstance(plain, Mapping):
+        return {known.setdefault(key, key): shared(value, known) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [shared(item, known) for item in plain]
+    return known.setdefault(plain, plain) if isinstance(plain, str) else plain
+
+
+def _slim(result: TrainResult) -> TrainResult:
+    """The result with its metrics not held twice, where they are the last point's."""
+    if result.curve and result.curve[-1].metrics == result.metrics:
+        return dataclasses.replace(result, metrics=result.curve[-1].metrics)
+    return result
 
 
 def replay(events: Iterable[Event], path: Where = "history") -> Record:

@@ -1,7 +1,8 @@
 """The history file: one JSON event per line, only ever appended to, held by one driver.
 
 Each event has `event`, `time` (seconds since 1970) and its own fields. In order of life:
-`study` (the header, first), `resumed`, `asked`, `started`, `reported`, `failed`, `told`.
+`study` (the header, first), `resumed`, `asked`, `started`, `reported`, `failed`, `told`. A second
+`study` stands where a study begins anew, of which nothing had been told.
 """
 
 from __future__ import annotations

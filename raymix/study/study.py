@@ -69,6 +69,7 @@ class Study:
     ) -> None:
         """Start a study, or with `resume` take up the one in `folder` if there is one.
 
+        Where nothing was told yet, as no cluster held it for instance, it is started anew.
         `identity` (plain JSON) names what else the results depend on: data, model, training. A
         study is resumed only if it and the plan's seed, objective, space and strategy are equal;
         methods may be added and `num_trials` grown, but each keeps its own strategy. Raises
@@ -80,6 +81,8 @@ class Study:
         try:
             self._record = replay(self._store.events, self._store.path)
             self._open({**identity, **plan.identity()}, config, resume)
+            # The record has all that they say; a long study would hold both for as long as it runs.
+            self._store.events.clear()
         except BaseException:
             self._store.close()
             raise
@@ -100,18 +103,19 @@ class Study:
             "bill": self.plan.bill,
             "versions": versions(),
         }
-        if not self._store.events:
+        old = self._record.header
+        if self._store.events and old.get("layout") != _LAYOUT:
+            raise StudyError(f"{path} is no history of a study, or of another version of raymix")
+        same = old.get("fingerprint") == body["fingerprint"]
+        if not self._record.begun and not (resume and same):
             self._write("study", {"layout": _LAYOUT, **body})
             return
-        old = self._record.header
-        if old.get("layout") != _LAYOUT:
-            raise StudyError(f"{path} is no history of a study, or of another version of raymix")
         if not resume:
             raise StudyError(
                 f"{path} already holds a study of {len(self._record.trials)} trials; "
                 "resume it (--resume), or choose another output_dir"
             )
-        if old["fingerprint"] != body["fingerprint"]:
+        if not same:
             changed = "; ".join(differences(old["identity"], encode(identity)))
             raise StudyError(f"{path} cannot be resumed, the experiment has changed: {changed}")
         asked = {trial.method for trial in self._record.trials.values()}
@@ -120,6 +124,8 @@ class Study:
 
     def _others(self) -> dict[str, Json]:
         """The strategies of methods that the history knows and this plan does not."""
+        if not self._record.begun:
+            return {}
         own = {method.name for method in self.plan.methods}
         before: Mapping[str, Json] = self._record.header.get("orders", {})
         return {name: spec for name, spec in before.items() if name not in own}

@@ -134,6 +134,16 @@ class HangingTrainer(BriskTrainer):
             optimizer.step()
 
 
+class StuckTrainer(BriskTrainer):
+    """The first worker that there ever is is stopped before it has said a word."""
+
+    def __init__(self, setup, world):
+        first = not any(Path(setup.output_dir).glob("pid-*"))
+        super().__init__(setup, world)
+        if first:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
 class HeldTrainer(BriskTrainer):
     """The first delivery of trial 2 stays at its fifth step."""
 

@@ -145,6 +145,27 @@ def test_a_job_that_kills_its_workers_fails_after_three_deliveries():
     run(play)
 
 
+def test_a_job_that_comes_further_before_each_death_is_not_given_up():
+    async def play(desk):
+        await desk.submit(job(0), stoppable=False)
+        a = await desk.arrive("a")
+        for delivery, step in enumerate([1, 2, 3, 4, 4, 4, 3]):
+            assert (await desk.take("a", a, 0.01))["job"]["attempt"] == delivery
+            assert await desk.push(0, delivery, {**POINT, "step": step})
+            assert await desk.crashed("a", "spot instance taken away")
+            a = await desk.arrive("a")
+            points = [await desk.next(0)]
+            assert points == [{"point": {**POINT, "step": step}}]
+            if delivery == 5:
+                break
+        # Deaths after step 4, 4 again and 4 again: no further, so these are its three strikes.
+        result = (await desk.next(0))["result"]
+        assert "workers died 3 times" in result["error"]
+        assert await desk.take("a", a, 0.01) is None
+
+    run(play)
+
+
 def test_a_pool_that_dies_three_times_without_a_job_is_given_up():
     async def play(desk):
         assert await desk.crashed("a", "no such file")
@@ -215,8 +236,8 @@ def test_a_resting_process_sleeps_until_it_is_woken():
     run(play)
 
 
-async def silent(desk, seconds):
-    return (await desk.watch(seconds))["silent"]
+async def silent(desk, seconds, idle=None):
+    return (await desk.watch(seconds, idle))["silent"]
 
 
 def test_a_job_hangs_when_its_workers_neither_report_nor_take_a_step():
@@ -236,6 +257,43 @@ def test_a_job_hangs_when_its_workers_neither_report_nor_take_a_step():
         assert await silent(desk, None) == {}
         await desk.finish(0, 0, DONE)
         assert await silent(desk, 0.05) == {}
+
+    run(play)
+
+
+def test_workers_without_a_job_hang_when_they_neither_arrive_nor_ask_for_one():
+    async def play(desk):
+        async def hangs():
+            assert await silent(desk, None, None) == {}
+            return await silent(desk, None, 0.05) == {"a": None}
+
+        await desk.introduce("a", "controller")
+        await asyncio.sleep(0.1)
+        assert not await hangs(), "it waits for a machine, as long as that takes"
+        await desk.starting("a")
+        assert not await hangs()
+        await asyncio.sleep(0.1)
+        assert await hangs(), "it has processes, which do not arrive"
+        a = await desk.arrive("a")
+        assert not await hangs()
+        await asyncio.sleep(0.1)
+        assert await hangs(), "it has arrived and asks for nothing"
+        waiting = await soon(desk.take("a", a, 0.2))
+        await asyncio.sleep(0.1)
+        assert not await hangs(), "it waits for us"
+        assert await waiting is None
+        await asyncio.sleep(0.1)
+        assert await hangs(), "it was told that there is nothing and does not ask again"
+        await desk.submit(job(0), stoppable=False)
+        await taken(desk, "a", a)
+        await asyncio.sleep(0.1)
+        assert not await hangs(), "it has a job"
+        await desk.finish(0, 0, DONE)
+        assert not await hangs()
+        await asyncio.sleep(0.1)
+        assert await hangs(), "it has done its job and does not ask for another"
+        await desk.crashed("a", "killed")
+        assert not await hangs()
 
     run(play)
 
@@ -260,19 +318,19 @@ def test_workers_that_wait_for_an_answer_do_not_hang():
 def test_a_pool_that_was_given_up_gets_no_job_and_its_job_goes_to_another():
     async def play(desk):
         a, b = await desk.arrive("a"), await desk.arrive("b")
-        assert (await desk.watch(5))["up"] == {"a": True, "b": True}
+        assert (await desk.watch(5, None))["up"] == {"a": True, "b": True}
         await desk.submit(job(0), stoppable=False)
         await taken(desk, "a", a)
         ghost = await soon(desk.push(0, 0, POINT))
         await desk.gone("a", "it hangs")
-        assert (await desk.watch(5))["up"] == {"a": False, "b": True}
+        assert (await desk.watch(5, None))["up"] == {"a": False, "b": True}
         assert (await desk.take("b", b, 0.01))["job"] == job(0, attempt=1)
         assert await ghost is True
         assert await desk.push(0, 0, POINT) is False
         await desk.submit(job(1), stoppable=False)
         assert await desk.take("a", a, 0.01) == LEAVE
         await desk.crashed("b", "killed")
-        assert (await desk.watch(5))["up"] == {"a": False, "b": False}
+        assert (await desk.watch(5, None))["up"] == {"a": False, "b": False}
 
     run(play)
 
@@ -286,7 +344,7 @@ def test_workers_that_come_up_after_their_pool_has_ended_get_no_job():
         late = await desk.arrive("a")
         await desk.submit(job(0), stoppable=False)
         assert await desk.take("a", late, 0.01) == LEAVE
-        assert (await desk.watch(5))["up"] == {"a": False, "b": True}
+        assert (await desk.watch(5, None))["up"] == {"a": False, "b": True}
         assert await taken(desk, "b", b) == 0
 
     run(play)

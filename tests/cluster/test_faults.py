@@ -24,13 +24,16 @@ def straight(start, tmp_path_factory):
     return read(folder).history
 
 
-def test_ctrl_c_leaves_no_process_and_the_study_goes_on_where_it_was(start, tmp_path, straight):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "hang-up"])
+def test_a_signal_leaves_no_process_and_the_study_goes_on_where_it_was(
+    start, tmp_path, straight, number
+):
     process = start(tmp_path, "SlowTrainer")
     comes_to(process, tmp_path, trial=3, step=20)
     everyone = family(process)
     assert len(everyone) > 5
     begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output = finish(process, 60)
     assert process.returncode == 130, output
     assert "interrupted" in output

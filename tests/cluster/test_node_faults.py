@@ -9,6 +9,7 @@ from pool_clusters import On, nothing_remains, pids, ranks, same, straight, thro
 from pool_processes import comes_to, finish, log
 from pool_trainers import DEADLY, HANGING, QUIET, STOPPED
 
+from raymix.cluster import fleet
 from raymix.cluster.config import Cluster
 from raymix.core.job import Status
 from raymix.study.record import read
@@ -57,7 +58,8 @@ def test_a_killed_worker_process_of_two(nodes, tmp_path, untouched):
     nothing_remains(ray, tmp_path)
 
 
-def test_a_killed_controller_of_one_of_two_pools(nodes, tmp_path, untouched):
+@pytest.mark.parametrize("pools", [1, 2])
+def test_a_killed_controller_of_a_pool(nodes, tmp_path, untouched, pools):
     import ray
 
     killed = []
@@ -70,9 +72,11 @@ def test_a_killed_controller_of_one_of_two_pools(nodes, tmp_path, untouched):
         os.kill(victim["Pid"], signal.SIGKILL)
         killed.append(victim["Pid"])
 
-    history = through(tmp_path, "BriskTrainer", Cluster(pools=2), listeners=[On(2, 5, kill)])
+    history = through(tmp_path, "BriskTrainer", Cluster(pools=pools), listeners=[On(2, 5, kill)])
     assert killed
     assert same(history, untouched)
+    # Another pool has taken its place, if only for the end of the study.
+    assert pools > 1 or len(pids(tmp_path)) == 2
     nothing_remains(ray, tmp_path)
 
 
@@ -88,6 +92,17 @@ def test_a_training_that_hangs_is_ended_and_one_that_only_says_nothing_is_not(
     assert deliveries(tmp_path, STOPPED) == [0, 1]
     assert deliveries(tmp_path, QUIET) == [0]
     assert len(pids(tmp_path)) == 3
+    nothing_remains(ray, tmp_path)
+
+
+def test_workers_that_hang_as_they_start_are_replaced(nodes, tmp_path, untouched, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(fleet, "START", 20.0)
+    history = through(tmp_path, "StuckTrainer", Cluster(pools=1, step_timeout=5))
+    assert same(history, untouched)
+    assert all(deliveries(tmp_path, number) == [0] for number in range(1, 5))
+    assert len(pids(tmp_path)) == 2
     nothing_remains(ray, tmp_path)
 
 

@@ -24,7 +24,7 @@ def test_a_process_that_tune_starts_and_does_not_use_takes_no_job_from_another(r
     taken = ray_here.get(desk.take.remote("a", pool, 20.0))
     assert taken == {"job": job}
     PoolTrial(config)
-    assert ray_here.get(desk.push.remote(3, 0, {"progress": 0.5}))
+    assert ray_here.get(desk.push.remote(3, 0, {"step": 1, "progress": 0.5}))
     ray_here.get(desk.finish.remote(3, 0, {"status": "done"}))
     serving.join(20)
     assert [one["progress"] for one in found] == [50.0, 100.0]

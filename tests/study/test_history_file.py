@@ -109,6 +109,19 @@ def test_a_second_driver_is_refused_by_pid(tmp_path):
     Store(tmp_path).close()
 
 
+def test_a_second_driver_is_refused_where_the_lock_file_was_removed(tmp_path):
+    first = Store(tmp_path)
+    (tmp_path / "history.lock").unlink()
+    with pytest.raises(StudyError, match=r"another driver .* runs the study in"):
+        Store(tmp_path)
+    # The one that was refused has not taken the study from the first, nor does it hold anything.
+    first.append("told", {"trial": 0})
+    first.close()
+    second = Store(tmp_path)
+    assert [event["trial"] for event in second.events] == [0]
+    second.close()
+
+
 def test_the_lock_ends_with_its_process_and_is_not_inherited(tmp_path):
     # The driver starts a long-lived child (as Ray does), then is killed.
     driver = python(

@@ -194,7 +194,7 @@ def test_measurements_are_never_ranked_confirmed_or_taken_for_trainings(tmp_path
     assert measure.score == min(t.score for t in own(history)[:5])
     assert measure not in history.ranking()
     assert measure not in candidates(history, Confirm(99, 1))
-    assert len(trained(TOY.names, [measure])) == 0
+    assert len(trained(TOY.space(), [measure])) == 0
     assert all(t.role in RANKED for t in history.ranking())
     confirmed = {t.proposal.note["of"] for t in history if t.role is Role.CONFIRM}
     assert measure.number not in confirmed

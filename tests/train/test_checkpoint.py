@@ -75,6 +75,24 @@ def test_the_one_before_is_used_where_the_newest_is_harmed(name, harm, trial):
     assert checkpoint.newest(trial, "another") is None
 
 
+def test_no_flipped_bit_of_the_state_is_taken_for_another_state(tmp_path):
+    state = {"job": "job", "lr": 0.125, "window": [1.5, float("nan")], "mix": {"a": 1e-9}}
+    folder = checkpoint.write(tmp_path, 1, state, ONE)
+    file, whole = folder / "state.json", checkpoint.read(folder)
+    assert whole.keys() == {*state, "files"}
+    content = file.read_bytes()
+    for at in range(len(content)):
+        for bit in range(8):
+            flipped = bytes([content[at] ^ (1 << bit)])
+            file.write_bytes(content[:at] + flipped + content[at + 1 :])
+            try:
+                read = checkpoint.read(folder)
+            except CheckpointError:
+                continue
+            # Where it says the same in other words (a space is a tab), or its digest has no name.
+            assert repr({name: read[name] for name in whole}) == repr(whole)
+
+
 def test_a_checkpoint_of_another_job_is_not_gone_on_from(setup_of, job_of, keep_points):
     setup = setup_of(save_steps=5)
     first = Worker(setup).run(job_of(160), keep_points)
