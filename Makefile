@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-all check format clean
@@ -10,10 +11,10 @@ demo: $(READY)  ## install if needed, then compare all methods on the embedded s
 	$(BIN)/python experiments/ideal_vs_doremi.py --folder runs/demo --seeds 2  # --seeds 3 for a verdict
 
 test: $(READY)  ## the tests, one real Ray study among them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 test-all: $(READY)  ## the slow tests too: two workers, faults, long studies
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses $(JOBS)
 
 check: $(READY)  ## lint, types and floors
 	$(BIN)/ruff format --check .

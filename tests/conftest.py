@@ -6,11 +6,14 @@ import os
 import random
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.update(
     CUDA_VISIBLE_DEVICES="",
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",
+    # Ray's workers would stand back behind the tests of another process, and be late.
+    RAY_worker_niceness="0",
     TOKENIZERS_PARALLELISM="false",
 )
 
@@ -22,6 +25,32 @@ from hypothesis import settings
 # No test measures time: a busy machine is no failure.
 settings.register_profile("raymix", deadline=None)
 settings.load_profile("raymix")
+
+# Two Rays that start at once on two cores may not be there in time; so these run one by one.
+STARTS_RAY = (
+    "cluster/",
+    "driver_scaling",
+    "ideal_vs_doremi",
+    "node_lost",
+    "scaling_curves",
+    "strategies_script",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes (pytest -n 2) a file's tests run in one of them: they share fixtures.
+
+    `--dist loadgroup` would be for this, but xdist 3.8 does not find groups under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "ray" if any(part in file for part in STARTS_RAY) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

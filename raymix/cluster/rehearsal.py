@@ -23,10 +23,21 @@ _NOTICED = {"health_check_period_ms": 1000}
 
 @contextmanager
 def rehearsal(nodes: int, cpus: int) -> Iterator[Cluster]:
-    """A head without CPUs and `nodes` nodes with `cpus` each; this process is connected to them.
+    """As `machines`; this process is connected to them, which ends with the context, too."""
+    with machines(nodes, cpus) as cluster:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
 
-    All of it ends with the context, the connection too. Nodes know the environment and the folder
-    of this process as they are when the node starts.
+
+@contextmanager
+def machines(nodes: int, cpus: int) -> Iterator[Cluster]:
+    """A head without CPUs and `nodes` nodes with `cpus` each.
+
+    All of it ends with the context. Nodes know the environment and the folder of this process as
+    they are when the node starts.
     """
     small = {"object_store_memory": _STORE_BYTES}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _NOTICED, **small}
@@ -36,10 +47,8 @@ def rehearsal(nodes: int, cpus: int) -> Iterator[Cluster]:
     try:
         for _ in range(nodes):
             join(cluster, cpus)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster
     finally:
-        ray.shutdown()
         cluster.shutdown()
 
 

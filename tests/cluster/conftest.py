@@ -58,18 +58,43 @@ def start():
         process.communicate()
 
 
-@pytest.fixture(scope="module")
-def nodes():
-    """A head without CPUs and two nodes with two each, to which this process is connected."""
-    from raymix.cluster.rehearsal import rehearsal
+@pytest.fixture(scope="session")
+def two_nodes(_object_store):
+    """A head without CPUs and two nodes with two each; one for all tests, it starts slowly.
+
+    What runs there knows where the object store is.
+    """
+    from raymix.cluster.rehearsal import machines
 
     patch = pytest.MonkeyPatch()
     here = str(Path(__file__).parent)
     patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, sys.path)]))
-    with rehearsal(2, 2) as cluster:
-        patch.setenv("RAY_ADDRESS", cluster.address)
+    with machines(2, 2) as cluster:
+        patch.undo()
         yield cluster
-    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def address(two_nodes):
+    """The cluster of two nodes is the one that is found, by Ray in this process and its children.
+
+    Nodes that are added import this folder's trainers by path, too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        here = str(Path(__file__).parent)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, sys.path)]))
+        patch.setenv("RAY_ADDRESS", two_nodes.address)
+        yield two_nodes.address
+
+
+@pytest.fixture(scope="module")
+def nodes(two_nodes, address):
+    """The cluster of two nodes, to which this process is connected."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    yield two_nodes
+    ray.shutdown()
 
 
 def _write(folder: Path, rng: np.random.Generator, domain: str, split: str, rows: int) -> str:

@@ -66,6 +66,14 @@ def ranks(folder):
     return {int(pid): (int(rank), int(size), node) for pid, rank, size, node in rows}
 
 
+def process_of(ray, name):
+    """Process of the one living actor of this class."""
+    living = [a for a in ray._private.state.actors().values() if a["State"] == "ALIVE"]
+    found = [actor["Pid"] for actor in living if actor["ActorClassName"].endswith(name)]
+    assert len(found) == 1, [actor["ActorClassName"] for actor in living]
+    return found[0]
+
+
 def _running(pid):
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -34,9 +34,10 @@ class ToyTrainer:
 
 
 class SlowTrainer(ToyTrainer):
-    """A tenth of a second a step. Leaves its process id and a checkpoint: the last step's number.
+    """Leaves its process id and a checkpoint: the last step's number.
 
-    A job delivered again skips the steps that its checkpoint has.
+    A job delivered again skips the steps that its checkpoint has. A tenth of a second a step, where
+    a test has something happen: in the second halves of the trainings 2 and 3.
     """
 
     toy = LONG
@@ -50,12 +51,15 @@ class SlowTrainer(ToyTrainer):
         done = int(checkpoint.read_text()) if checkpoint.exists() else 0
         if point.step <= done:
             return True
-        time.sleep(0.1)
+        time.sleep(self.pause(job, point))
         with (self.folder / "log").open("a") as log:
             log.write(f"{job.trial} {job.attempt} {point.step} {os.getpid()}\n")
         go_on = report(point)
         checkpoint.write_text(str(point.step))
         return go_on
+
+    def pause(self, job, point):
+        return 0.1 if job.trial in (2, 3) and point.step >= 20 else 0.0
 
 
 class DeadlyTrainer(ToyTrainer):
@@ -86,7 +90,10 @@ BRISK = Toy(steps=10, noise=0.02)
 
 
 class BriskTrainer(SlowTrainer):
-    """As SlowTrainer, a second a training; notes on which node each rank ran."""
+    """As SlowTrainer, each training a second; notes on which node each rank ran.
+
+    Trial 2 waits after its fifth step for what is to happen there, however busy the machine is.
+    """
 
     toy = BRISK
 
@@ -97,6 +104,9 @@ class BriskTrainer(SlowTrainer):
         node = ray.get_runtime_context().get_node_id()
         with (self.folder / "ranks").open("a") as ranks:
             ranks.write(f"{os.getpid()} {world.rank} {world.size} {node}\n")
+
+    def pause(self, job, point):
+        return 2.0 if (job.trial, job.attempt, point.step) == (2, 0, 6) else 0.1
 
 
 class BriskDeadlyTrainer(BriskTrainer):

@@ -1,7 +1,6 @@
 """Two real nodes, one of which cannot take part: refused before any training, and named."""
 
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,42 +27,22 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A head without CPUs and one node that is in order."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    patch = pytest.MonkeyPatch()
-    path = os.pathsep.join([str(HERE), *filter(None, sys.path)])
-    patch.setenv("PYTHONPATH", path)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    cluster.add_node(num_cpus=1)
-    patch.setenv("RAY_ADDRESS", cluster.address)
-    yield cluster, patch, path
-    ray.shutdown()
-    cluster.shutdown()
-    patch.undo()
-
-
 @pytest.fixture
-def another(cluster):
+def another(two_nodes, address, monkeypatch):
     """Adds a node with more before its path and in a folder of its own, for the time of a test."""
-    cluster, patch, path = cluster
     added = []
 
     def add(first, folder=None):
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(first), path]))
-        here = Path.cwd()
-        os.chdir(folder or here)
-        added.append(cluster.add_node(num_cpus=2))
-        os.chdir(here)
-        patch.setenv("PYTHONPATH", path)
+        path = os.environ["PYTHONPATH"]
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join([str(first), path]))
+            patch.chdir(folder or Path.cwd())
+            added.append(two_nodes.add_node(num_cpus=2))
         return added[-1]
 
     yield add
     for node in added:
-        cluster.remove_node(node)
+        two_nodes.remove_node(node)
 
 
 def refused(folder, setup=None, **settings):
@@ -128,8 +107,8 @@ def test_a_node_that_comes_later_is_asked_by_its_workers(another, tmp_path):
         ray.shutdown()
 
 
-def test_more_than_there_is_is_refused_at_once(cluster, tmp_path):
+def test_more_than_there_is_is_refused_at_once(address, tmp_path):
     said = refused(tmp_path / "gpu", use_gpu=True)
     assert "cluster.use_gpu is set but there is no GPU" in said
     said = refused(tmp_path / "nine", num_workers=9)
-    assert "asked for 9 worker(s) with 1 CPU each; the cluster has 2 node(s): " in said
+    assert "asked for 9 worker(s) with 1 CPU each; the cluster has 3 node(s): " in said

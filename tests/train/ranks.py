@@ -1,7 +1,11 @@
-"""Runs a function on several ranks of one gloo group, each in a process of its own."""
+"""Runs a function on several ranks of one gloo group, each in a process of its own.
+
+The processes are forked from a server that has the imports behind it, seconds of them.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -14,11 +18,16 @@ import torch.multiprocessing as mp
 
 from raymix.train.shard import World, current, leave
 
+IMPORTS = ["raymix.train.worker", "peft", "transformers.models.llama.modeling_llama"]
+
 
 def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What `function(world, *args)` returned on each rank."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (size, folder, function, args), nprocs=size)
+        # It counts only before the first call, with which the server starts.
+        multiprocessing.set_forkserver_preload(IMPORTS)
+        args = (size, folder, function, args)
+        mp.start_processes(_rank, args, nprocs=size, start_method="forkserver")
         return [pickle.loads((Path(folder) / f"rank-{r}").read_bytes()) for r in range(size)]
 
 
