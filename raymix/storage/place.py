@@ -6,7 +6,6 @@ object is there whole or not at all: of a folder, the file that vouches for the 
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
@@ -143,12 +142,12 @@ def write_whole(path: UPath, data: bytes) -> None:
 @contextmanager
 def drafted(path: UPath) -> Iterator[Path]:
     """An empty local file that is to become `path`, whose folder is made; as `write_whole`."""
-    beside = path.parent if isinstance(path, Path) else None
+    # Not `mkstemp` beside it: the file is to be as readable for others as any that is written.
+    scratch = Path(path.parent) if isinstance(path, Path) else Path(tempfile.gettempdir())
     with os_errors(path):
         make(path.parent)
-        handle, name = tempfile.mkstemp(dir=beside, prefix=".draft-")
-        os.close(handle)
-        draft = Path(name)
+        draft = scratch / f".draft-{uuid.uuid4().hex}"
+        draft.touch()
         try:
             yield draft
             if isinstance(path, Path):

@@ -180,3 +180,9 @@ def test_copies_of_a_killed_process_are_swept_and_those_of_a_live_one_stay(tmp_p
     assert theirs.exists()
     copies._sweep()
     assert not theirs.exists()
+
+
+def test_a_file_is_as_readable_for_others_as_any(tmp_path):
+    write_whole(place(tmp_path / "ours"), b"1")
+    (tmp_path / "any").write_bytes(b"1")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
