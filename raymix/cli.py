@@ -250,20 +250,24 @@ def influence(
 def export(
     folder: Folder,
     to: Annotated[str, typer.Option(help="yaml, trl, axolotl, llamafactory or hf.")] = "yaml",
-    out: Annotated[Path | None, typer.Option(help="Write the files here; default: print.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write the files here; default: print.")] = None,
 ) -> None:
     """Write the best mixture in the words of another trainer, its meaning kept."""
     with told():
         from raymix.experiment.export import recipe_of
         from raymix.report.export import export as say
         from raymix.report.export import write
+        from raymix.storage.place import place, published
 
         files = say(recipe_of(folder), to)
         for name, text in files.items() if out is None else ():
             errors.print(f"# {name}", style="bold")
             typer.echo(text)
-        for path in write(files, out) if out is not None else ():
-            console.print(f"written: {path}", soft_wrap=True)
+        if out is not None:
+            home = place(out)
+            with published(home) as here:
+                for path in write(files, here):
+                    console.print(f"written: {home / path.relative_to(here)}", soft_wrap=True)
 
 
 @app.command()

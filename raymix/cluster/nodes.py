@@ -28,6 +28,7 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import ClusterError
 from raymix.core.job import Json
 from raymix.data.fetch import Content, is_here
+from raymix.storage.place import os_errors, place, write_whole
 from raymix.train.config import Setup
 
 PACKAGES = ("ray", "torch", "transformers")
@@ -67,20 +68,18 @@ def terms(setup: Setup) -> Iterator[Terms]:
         ClusterError: the driver itself cannot write to `study.output_dir`.
     """
     mark = uuid.uuid4().hex
-    system, folder = fsspec.core.url_to_fs(setup.output_dir)
-    path = f"{folder}/{_MARK}"
+    path = place(setup.output_dir) / _MARK
     try:
-        system.makedirs(folder, exist_ok=True)
-        system.pipe_file(path, mark.encode())
-    except Exception as error:  # each file system has errors of its own
+        write_whole(path, mark.encode())
+    except OSError as error:
         raise ClusterError(f"study.output_dir '{setup.output_dir}': {_said(error)}") from error
     try:
         me = ray.get_runtime_context().get_node_id()
         files = local_files(setup)
         yield Terms(me, versions(), files, setup.output_dir, mark, setup.contents)
     finally:
-        with suppress(Exception):
-            system.rm_file(path)
+        with suppress(OSError), os_errors(path):
+            path.unlink()
 
 
 @cache

@@ -62,6 +62,8 @@ class StudySettings(BaseModel):
     def _can_be_opened(cls, value: str | None) -> str | None:
         if value is not None and is_url(value):
             check_url(value)
+        elif value is not None and re.match(r"[a-z][a-z0-9+]+:/", value):
+            raise ValueError(f"'{value}' is neither a path nor a URL; a URL has ://")
         return value
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymix.core.errors import StudyError
 from raymix.core.job import Spent, Status
 from raymix.data.prepare import Prepared
 from raymix.data.store import open_table
@@ -17,6 +16,7 @@ from raymix.experiment.model import parameters
 from raymix.experiment.preview import preview
 from raymix.study.plan import trainings
 from raymix.study.record import read
+from raymix.study.store import has_study
 
 GPU_RATE = 4e14
 """A guess: 40% of an H100's dense bf16 peak (989 TFLOP/s), in FLOP/s."""
@@ -94,10 +94,9 @@ def _each(
 
 
 def _measured(folder: str) -> list[Spent]:
-    try:
-        done = [trial.result for trial in read(folder).history]
-    except StudyError:
-        return []  # none has been started
+    if not has_study(folder):
+        return []
+    done = [trial.result for trial in read(folder).history]
     return [r.spent for r in done if r and r.status is Status.DONE and r.spent.steps]
 
 

@@ -23,7 +23,16 @@ from raymix.experiment.feasible import check_strategy
 from raymix.experiment.load import dump, to_yaml
 from raymix.experiment.needs import check_influence
 from raymix.report.write import write_report
-from raymix.storage.place import Where, absolute, check_writable, place, published
+from raymix.storage.place import (
+    Where,
+    absolute,
+    check_url,
+    check_writable,
+    is_url,
+    place,
+    published,
+    write_whole,
+)
 from raymix.strategy.tuned import tuned
 from raymix.study.plan import Plan
 from raymix.study.record import Record, read
@@ -102,8 +111,10 @@ def conduct(
     study = Study(folder, asked, depends, config, resume, (tracker, *listeners))
     try:
         with published(folder) as here, _followed(tracker, study, experiment, prepared):
-            described = here / "experiment.yaml"
-            described.write_text(to_yaml(experiment), encoding="utf-8")
+            described, text = here / "experiment.yaml", to_yaml(experiment)
+            described.write_text(text, encoding="utf-8")
+            if not isinstance(folder, Path):
+                write_whole(folder / described.name, text.encode())  # the others follow at the end
             tracker.artifact(described)
             _run(study, experiment, prepared)
             for path in write(read(folder), here):
@@ -181,6 +192,8 @@ def train(
             `save` is the base model itself.
         TrainingError: the training failed; says why.
     """
+    if is_url(save):
+        _check_url(str(save))
     target = absolute(save)
     if target == absolute(experiment.model_name_or_path):
         raise ConfigError(f"will not save over the base model in {target}; choose another folder")
@@ -202,6 +215,13 @@ def train(
     if result.status is Status.FAILED:
         raise TrainingError(result.error)
     return result
+
+
+def _check_url(save: str) -> None:
+    try:
+        check_url(save)
+    except ValueError as error:
+        raise ConfigError(f"save: {error}") from None
 
 
 def _train(job: TrainJob, parts: Setup, cluster: Cluster) -> TrainResult:

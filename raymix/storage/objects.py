@@ -12,10 +12,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
+from pathlib import Path
 
 from upath import UPath
 
@@ -47,11 +50,11 @@ class Objects:
         self._path = path
         self._lease = _Lease(path.with_suffix(".lock"), beat)
         try:
-            self.held = read(path) or b""
+            self.held = self._gather()
             self._size = len(self.held)
             self._waiting = bytearray()
+            self._tried = (b"", 0)
             self._since = time.monotonic()
-            self._gather()
         except BaseException:
             self._lease.free()
             raise
@@ -63,7 +66,7 @@ class Objects:
         if not durable and time.monotonic() - self._since < _LATEST:
             return
         try:
-            self._write(bytes(self._waiting))
+            self._write(bytes(self._waiting), before)
         except BaseException:
             # The caller is told that this line is not there; those before it still wait.
             del self._waiting[before:]
@@ -73,29 +76,39 @@ class Objects:
     def close(self) -> None:
         """Put the parts together, and let another process have the file."""
         try:
-            if not self._lease.lost:
+            if self._lease.holds():
                 if self._waiting:
-                    self._write(bytes(self._waiting))
+                    self._write(bytes(self._waiting), 0)
+                    self._waiting.clear()
                 self._gather()
         except (OSError, StudyError) as error:
-            _log.warning(
-                "%s: its parts were not put together, nothing is lost: %s", self._path, error
-            )
+            lost = "its newest reports were not written" if self._waiting else "nothing is lost"
+            _log.warning("%s was left in parts, %s: %s", self._path, lost, error)
         finally:
             self._lease.free()
 
-    def _write(self, data: bytes) -> None:
-        if self._lease.lost:
+    def _write(self, data: bytes, before: int) -> None:
+        """Write a part; its first `before` bytes have waited."""
+        if not self._lease.holds():
             raise self._taken()
         part = _parts(self._path) / f"{self._size:015d}"
         with os_errors(part):
             try:
+                # An interrupt may leave a part that was taken, and that nobody here knows of.
+                tried, self._tried = self._tried, (data, before)
                 part.fs.pipe_file(part.path, data, mode="create")
             except FileExistsError:
-                # Ours, where the answer to a first try was lost.
-                if read_whole(part) != data:
+                there = read_whole(part)
+                if there == tried[0] != data:
+                    self._size += len(there)
+                    self._tried = (b"", 0)
+                    self._write(data[tried[1] :], 0)
+                    return
+                # Ours, where only the answer to a first try was lost.
+                if there != data:
                     raise self._taken() from None
         self._size += len(data)
+        self._tried = (b"", 0)
         self._since = time.monotonic()
 
     def _taken(self) -> StudyError:
@@ -103,14 +116,19 @@ class Objects:
             f"another driver has taken over the study in {self._path.parent}; this one ends"
         )
 
-    def _gather(self) -> None:
-        """Make one object of the parts, without a torn last line."""
+    def _gather(self) -> bytes:
+        """Make one object of the parts, without a torn last line; what is in it."""
         with os_errors(self._path):
-            parts, data = _listed(self._path), read(self._path)
-            if data is not None and (not self._path.exists() or read_whole(self._path) != data):
+            whole, used, foreign = _all(self._path)
+            data = whole_lines(whole)
+            there = read_whole(self._path) if _is_file(self._path) else None
+            if there != data and (data or there is not None):
                 write_whole(self._path, data)
-            if parts:
-                self._path.fs.rm(parts)
+            if used:
+                self._path.fs.rm(used)
+        for part in foreign:
+            _log.warning("%s is no part of %s and is left there", part, self._path)
+        return data
 
 
 def read(path: UPath) -> bytes | None:
@@ -120,15 +138,9 @@ def read(path: UPath) -> bytes | None:
         OSError: it cannot be read, or a part is missing.
     """
     with os_errors(path):
-        for _ in range(_TRIES):
-            # Parts may be put together while they are looked at.
-            with contextlib.suppress(FileNotFoundError):
-                found = _read(path)
-                if found is not None:
-                    return whole_lines(found)
-            if not path.exists() and not _listed(path):
-                return None
-        raise OSError(f"{path}: a part of it is missing in {_parts(path)}")
+        if not _is_file(path) and not _listed(path):
+            return None
+        return whole_lines(_all(path)[0])
 
 
 def whole_lines(data: bytes) -> bytes:
@@ -137,18 +149,41 @@ def whole_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _read(path: UPath) -> bytes | None:
-    """What there is now; None where a part is not there, or not any more."""
+def _all(path: UPath) -> tuple[bytes, list[str], list[str]]:
+    """What there is, the parts that are in it, and those of somebody who lost the lease."""
+    for _ in range(_TRIES):
+        # Parts may be put together while they are looked at.
+        with contextlib.suppress(FileNotFoundError):
+            found = _read(path)
+            if found is not None:
+                return found
+    raise OSError(f"{path}: a part of it is missing in {_parts(path)}")
+
+
+def _read(path: UPath) -> tuple[bytes, list[str], list[str]] | None:
+    """As `_all`, now; None where a part is not there, or not any more."""
     parts = _listed(path)
-    whole = bytearray(read_whole(path) if path.exists() else b"")
+    whole = bytearray(read_whole(path) if _is_file(path) else b"")
     contents = path.fs.cat(parts) if parts else {}
+    if isinstance(contents, bytes):  # of a single part
+        contents = {parts[0]: contents}
+    used: list[str] = []
+    foreign: list[str] = []
     for part in parts:
-        begin = int(part.rpartition("/")[2])
+        begin, content = int(part.rpartition("/")[2]), contents[part]
         if begin > len(whole):
             return None
         if begin == len(whole):
-            whole += contents[part]
-    return bytes(whole) if parts or path.exists() else None
+            whole += content
+        # Else it is in the whole already, from a gathering that was cut off.
+        own = whole[begin : begin + len(content)] == content
+        (used if own else foreign).append(part)
+    return bytes(whole), used, foreign
+
+
+def _is_file(path: UPath) -> bool:
+    """Whether there is such an object; a folder of parts has its name in it, too."""
+    return bool(path.fs.isfile(path.path))
 
 
 def _parts(path: UPath) -> UPath:
@@ -158,7 +193,8 @@ def _parts(path: UPath) -> UPath:
 def _listed(path: UPath) -> list[str]:
     """Paths of the parts, in order."""
     folder = _parts(path)
-    return sorted(folder.fs.find(folder.path))
+    found = folder.fs.find(folder.path)
+    return sorted(name for name in found if re.fullmatch(r"\d{15}", name.rpartition("/")[2]))
 
 
 class _Lease:
@@ -174,6 +210,8 @@ class _Lease:
         self.lost = False
         with os_errors(path):
             self._take()
+            self._refuses()
+        self._renewed = time.time()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
@@ -185,6 +223,38 @@ class _Lease:
         with contextlib.suppress(Exception):  # it is found dead later
             if self._token == _told(self._path).get("token"):
                 self._path.unlink()
+
+    def holds(self) -> bool:
+        """Whether it is still ours; looked up where it has not been renewed for a while.
+
+        A machine that slept may have lost it meanwhile.
+        """
+        if not self.lost and time.time() - self._renewed > 2 * self._beat:
+            with os_errors(self._path):
+                self._renew()
+        return not self.lost
+
+    def _renew(self) -> None:
+        if _told(self._path).get("token") != self._token:
+            self.lost = True
+            return
+        write_whole(self._path, self._words())
+        self._renewed = time.time()
+
+    def _refuses(self) -> None:
+        """See that what is there is not created again: all rests on that.
+
+        Raises:
+            OSError: the store does not refuse.
+        """
+        try:
+            self._path.fs.pipe_file(self._path.path, self._words(), mode="create")
+        except FileExistsError:
+            return
+        raise OSError(
+            f"{self._path}: this store creates a file that is there already; without conditional "
+            "writes it cannot keep a second driver out"
+        )
 
     def _take(self) -> None:
         """Create the lease, or take it over from one that is dead.
@@ -230,40 +300,48 @@ class _Lease:
 
     def _words(self) -> bytes:
         self._beats += 1
-        me = {"pid": os.getpid(), "host": socket.gethostname()}
-        owner = f"pid {me['pid']} on {me['host']}"
-        return json.dumps(
-            {"owner": owner, **me, "token": self._token, "beat": self._beats}
-        ).encode()
+        owner = f"pid {os.getpid()} on {socket.gethostname()}"
+        said = {"owner": owner, **_process(os.getpid()), "token": self._token, "beat": self._beats}
+        return json.dumps(said).encode()
 
     def _keep(self) -> None:
         while not self._ending.wait(self._beat):
             try:
-                held = _told(self._path)
-                if held and held.get("token") != self._token:
-                    self.lost = True
+                self._renew()
+                if self.lost:
                     return
-                write_whole(self._path, self._words())
             except Exception as error:  # each file system has errors of its own
                 _log.warning("cannot renew %s, tried again soon: %s", self._path, error)
 
 
-def _told(path: UPath) -> Json:
+def _told(path: UPath) -> dict[str, Json]:
     """What the lease says; {} where there is none."""
     try:
         return dict(json.loads(read_whole(path)))
     except FileNotFoundError:
         return {}
+    except (ValueError, TypeError):
+        return {"owner": "unknown"}
 
 
-def _has_ended(held: Json) -> bool:
-    """Whether the holder was a process of this machine that is not there any more."""
-    if held.get("host") != socket.gethostname():
+def _process(pid: int) -> dict[str, Json]:
+    """What tells a process from all others, of this machine, its containers, and other times.
+
+    Without Linux's /proc nothing is said but the number.
+    """
+    said: dict[str, Json] = {"pid": pid}
+    with contextlib.suppress(OSError):
+        said["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        said["pids"] = str(Path("/proc/self/ns/pid").readlink())
+        # After the name, which may hold anything, the 20th: when it began.
+        said["begun"] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return said
+
+
+def _has_ended(held: Mapping[str, Json]) -> bool:
+    """Whether the holder was a process that this one could see, and that is not there any more."""
+    if not isinstance(held.get("pid"), int) or "begun" not in held:
         return False
-    try:
-        os.kill(int(held["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, KeyError, ValueError):
-        return False
-    return False
+    now = _process(held["pid"])
+    same = all(name in now and now[name] == held.get(name) for name in ("boot", "pids"))
+    return same and now.get("begun") != held["begun"]

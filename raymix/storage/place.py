@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,7 +18,8 @@ import fsspec
 from upath import UPath
 from upath.implementations.cloud import CloudPath
 
-from raymix.core.errors import ConfigError, RaymixError
+from raymix.core.errors import ConfigError, RaymixError, StudyError
+from raymix.storage.scratch import scratch
 
 Where: TypeAlias = str | Path | UPath
 """A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://bucket/folder`."""
@@ -35,13 +36,17 @@ def place(where: Where) -> UPath:
     """The file or folder at `where`; nothing is looked up.
 
     Raises:
-        ConfigError: a URL of a kind that is unknown here.
+        ConfigError: a URL of an unknown kind, or with a character that stands for others.
     """
-    if isinstance(where, UPath):
-        return where
+    if isinstance(where, UPath) and not isinstance(where, Path):
+        kept = where.storage_options.get("use_listings_cache") is False
+        return where if kept else UPath(where, use_listings_cache=False)
     if not is_url(where):
         return UPath(Path(where))
-    kind = str(where).split("://")[0]
+    kind, _, rest = str(where).partition("://")
+    if set(rest) & set("*?[]"):
+        # What removes or reads many files would take them for those of other studies, too.
+        raise ConfigError(f"'{where}': a URL may not have *, ?, [ or ]")
     try:
         fsspec.get_filesystem_class(kind or "no kind")
     except (ImportError, ValueError) as error:
@@ -60,11 +65,17 @@ def check_url(url: str) -> None:
     Raises:
         ValueError: says why.
     """
-    host, _, _ = url.partition("://")[2].partition("/")
+    kind, _, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    if kind in ("file", "local"):
+        return
+    if kind in ("memory", "http", "https"):
+        raise ValueError(f"'{url}': nothing can be kept in {kind}://")
     if not host:
         raise ValueError(f"'{url}' names no bucket or host")
     if ":" in host.rpartition("@")[0]:
-        raise ValueError(f"'{url}': a URL is written to files; give secrets by the environment")
+        shown = f"{kind}://...@{host.rpartition('@')[2]}"
+        raise ValueError(f"'{shown}': a URL is written to files; give secrets by the environment")
     try:
         place(url)
     except ConfigError as error:
@@ -167,10 +178,20 @@ def remove(folder: UPath) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
+    refuse_bucket(folder)
     with os_errors(folder):
-        # Not by its listing: what another attempt left behind goes, too.
         if folder.fs.exists(folder.path):
             folder.fs.rm(folder.path, recursive=True)
+
+
+def refuse_bucket(folder: UPath) -> None:
+    """Refuse a whole bucket where a folder is to be written that may take another's place.
+
+    Raises:
+        OSError: `folder` is one.
+    """
+    if isinstance(folder, CloudPath) and "/" not in folder.path.strip("/"):
+        raise OSError(f"'{folder}' is a whole bucket; name a folder in it")
 
 
 def put(draft: Path, folder: UPath, last: str) -> None:
@@ -185,8 +206,17 @@ def put(draft: Path, folder: UPath, last: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         draft.replace(folder)
         return
+    remove(folder)
+    send(draft, folder, last)
+
+
+def send(draft: Path, folder: UPath, last: str) -> None:
+    """Move what is in the local folder `draft` to `folder` in a store, beside what is there.
+
+    Raises:
+        OSError: it could not be moved; `draft` is still there.
+    """
     with os_errors(folder):
-        remove(folder)
         files = sorted(path for path in draft.rglob("*") if path.is_file())
         names = [path.relative_to(draft).as_posix() for path in files]
         first = [name for name in names if name != last]
@@ -206,7 +236,7 @@ def draft_of(folder: UPath) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         return draft
-    return Path(tempfile.mkdtemp(prefix="raymix-draft-"))
+    return Path(tempfile.mkdtemp(dir=scratch().folder))
 
 
 @contextmanager
@@ -216,17 +246,30 @@ def published(folder: UPath) -> Iterator[Path]:
     The local one lies in a folder of its own, where there is room for what is not to be sent.
 
     Raises:
-        OSError: they cannot be sent.
+        StudyError: they cannot be sent. It does not take the place of another error.
     """
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="raymix-") as scratch:
-        here = Path(scratch) / "files"
+    with tempfile.TemporaryDirectory(prefix="raymix-") as own:
+        here = Path(own) / "files"
         here.mkdir()
         try:
             yield here
-        finally:
-            for path in sorted(here.rglob("*")):
-                if path.is_file():
-                    write_whole(folder / path.relative_to(here).as_posix(), path.read_bytes())
+        except BaseException:
+            with suppress(StudyError):
+                _publish(here, folder)
+            raise
+        _publish(here, folder)
+
+
+def _publish(here: Path, folder: UPath) -> None:
+    """Send all that can be sent of what is in `here`."""
+    failed: OSError | None = None
+    for path in sorted(path for path in here.rglob("*") if path.is_file()):
+        try:
+            write_whole(folder / path.relative_to(here).as_posix(), path.read_bytes())
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise StudyError(f"cannot write to {folder}: {failed}") from failed

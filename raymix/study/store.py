@@ -42,6 +42,7 @@ class Store:
             raise StudyError(f"cannot open the study in {folder}: {error}") from error
         try:
             self.events = _events(self._journal.held, self.path)
+            self._journal.held = b""
         except BaseException:
             self._journal.close()
             raise
@@ -82,6 +83,17 @@ def copied(folder: Where, here: Path) -> Path:
     copy = here.with_name(FILE)
     copy.write_bytes(read_journal(own) or b"")
     return copy
+
+
+def has_study(folder: Where) -> bool:
+    """Whether there is a study in `folder`.
+
+    Raises:
+        StudyError: that cannot be seen.
+    """
+    found = file_of(folder)
+    with _readable(found):
+        return read_journal(found) is not None
 
 
 def folder_of(path: Where) -> UPath:

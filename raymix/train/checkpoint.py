@@ -61,9 +61,10 @@ def write(
         for old in _steps(trial)[_KEPT:]:
             remove(old)
     except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
+    finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
     return folder
 
 
@@ -84,8 +85,7 @@ def newest(trial: UPath, job: str) -> tuple[UPath, dict[str, Json]] | None:
             with suppress(CheckpointError, FileNotFoundError):
                 # The state first: another job's tensors need not be fetched.
                 if _job(folder) == job:
-                    at_hand(folder)
-                    return folder, read(folder)
+                    return folder, _state(at_hand(folder), folder)
     except OSError as error:
         raise CheckpointError(f"cannot look for checkpoints in {trial}: {error}") from error
     return None
@@ -113,8 +113,26 @@ def read(folder: UPath) -> dict[str, Json]:
     Raises:
         CheckpointError: a file is missing, cut short or changed.
     """
+    return _state(here(folder), folder)
+
+
+def here(folder: UPath) -> Path:
+    """A checkpoint, or a model in Hugging Face form, on this machine's disk; see `at_hand`.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
     try:
-        here = at_hand(folder)
+        return at_hand(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {folder} is not whole: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error}") from error
+
+
+def _state(here: Path, folder: UPath) -> dict[str, Json]:
+    """The state of the checkpoint `folder`, which is at hand in `here`; as `read`."""
+    try:
         state = json.loads((here / _STATE).read_text())
         own = state.pop(_OWN, None)
         if own is not None and own != _digest_of(json.dumps(state)):
@@ -140,14 +158,21 @@ def peek(folder: UPath) -> dict[str, Json]:
 
 
 def is_checkpoint(folder: UPath) -> bool:
-    """Whether `folder` is one of ours; a model in Hugging Face form is not."""
-    with os_errors(folder):
-        return (folder / _STATE).is_file()
+    """Whether `folder` is one of ours; a model in Hugging Face form is not.
+
+    Raises:
+        CheckpointError: an object store does not say.
+    """
+    try:
+        with os_errors(folder):
+            return (folder / _STATE).is_file()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error}") from error
 
 
 def tensors(folder: UPath, name: str) -> dict[str, Tensor]:
     """The tensors of `<name>.safetensors`, in host memory."""
-    with safe_open(at_hand(folder) / f"{name}.safetensors", framework="pt") as file:
+    with safe_open(here(folder) / f"{name}.safetensors", framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
 

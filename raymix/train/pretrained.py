@@ -18,7 +18,6 @@ from transformers.utils import logging as hf_logging
 from upath import UPath
 
 from raymix.core.errors import TrainingError
-from raymix.storage.copies import at_hand
 from raymix.train import checkpoint
 from raymix.train.config import Setup, Training
 from raymix.train.model import Model, core, part_of, plain_name
@@ -223,7 +222,7 @@ def _weights(folder: UPath, model: Model) -> dict[str, Tensor]:
         wanted = set()  # it has those that were trained
     else:
         with quiet():
-            source = _pretrained(str(at_hand(folder)), None, False)
+            source = _pretrained(str(checkpoint.here(folder)), None, False)
         kinds = [config.model_type for config in (source.config, core(model.module).config)]
         if kinds[0] != kinds[1]:
             raise TrainingError(f"{said}: they are of a {kinds[0]} model, it is a {kinds[1]} model")
@@ -256,7 +255,7 @@ def same_tokenizer(folder: UPath, path: str, setup: Setup) -> None:
     Raises:
         TrainingError: names both. A folder without a tokenizer is taken at its word.
     """
-    here = at_hand(folder)
+    here = checkpoint.here(folder)
     if not any((here / name).is_file() for name in _TOKENIZERS):
         return
     theirs, ours = (

@@ -18,6 +18,7 @@ from raymix.core.job import Json, TrainJob
 from raymix.data.batches import Item
 from raymix.data.store import Table
 from raymix.data.stream import Ints
+from raymix.storage.copies import state_of
 from raymix.storage.place import drafted, os_errors, place
 from raymix.train import checkpoint
 from raymix.train.kit import Kit
@@ -265,7 +266,9 @@ def _mark(path: str) -> Json:
     folder = place(path)
     if checkpoint.is_checkpoint(folder):
         return checkpoint.peek(folder).get("files", {}).get("model.safetensors")
-    if not isinstance(folder, Path) or not folder.is_dir():
+    if not isinstance(folder, Path):
+        return [path, state_of(folder)]
+    if not folder.is_dir():
         return path
     kinds = ("*.safetensors", "*.bin", "config.json")
     files = sorted(file for kind in kinds for file in folder.glob(kind))

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from raymix.core.errors import RaymixError, TrainingError
+from raymix.core.errors import CheckpointError, RaymixError, TrainingError
 
 T = TypeVar("T")
 
@@ -86,7 +86,8 @@ def together(world: World) -> Iterator[None]:
     """A stretch without collective calls in which ranks may fail apart; if one does, all raise.
 
     Raises:
-        TrainingError: what went wrong on the first rank that failed, on every rank.
+        TrainingError: what went wrong on the first rank that failed, on every rank;
+            CheckpointError, where that is what it was.
     """
     failure: Exception | None = None
     try:
@@ -97,16 +98,18 @@ def together(world: World) -> Iterator[None]:
         if failure is not None:
             raise failure
         return
-    said = next(filter(None, world.gathered(_said(failure))), None)
-    if said is not None:
-        raise TrainingError(said) from failure
+    said, outside = next(filter(lambda each: each[0], world.gathered(_said(failure))), ("", False))
+    if said:
+        raise (CheckpointError if outside else TrainingError)(said) from failure
 
 
-def _said(failure: Exception | None) -> str:
+def _said(failure: Exception | None) -> tuple[str, bool]:
+    """The failure in words, and whether it is a checkpoint's."""
     if failure is None:
-        return ""
+        return "", False
     named = isinstance(failure, RaymixError)
-    return str(failure) if named else f"{type(failure).__name__}: {failure}"
+    words = str(failure) if named else f"{type(failure).__name__}: {failure}"
+    return words, isinstance(failure, CheckpointError)
 
 
 def leave(world: World) -> None:

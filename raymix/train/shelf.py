@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from upath import UPath
 
 from raymix.core.errors import CheckpointError, TrainingError
-from raymix.storage.place import check_writable, draft_of, os_errors, put
+from raymix.storage.place import (
+    check_writable,
+    draft_of,
+    os_errors,
+    refuse_bucket,
+    remove,
+    send,
+    write_whole,
+)
 from raymix.train.config import Setup, Training
 from raymix.train.model import Model, core, plain_name
 from raymix.train.parts import Part
@@ -29,6 +37,9 @@ PROMPT, ADAPTER = "prompt", "adapter"
 """Folders of the soft prompt and of the adapters, beside the weights that they go with."""
 
 _MARKS = ("config.json", "adapter_config.json")
+
+_SAVING = ".raymix-saving"
+"""In an object store: what is beside it may have been cut off, and may be written again."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,10 @@ def shelf(folder: UPath, model: Model, setup: Setup) -> Shelf:
 
 
 def _check(folder: UPath) -> None:
-    kept = folder.is_dir() and any(folder.iterdir())
-    if kept and not any((folder / name).exists() for name in _MARKS):
+    refuse_bucket(folder)
+    # A store may have an object in the place of the folder, without a name of its own.
+    kept = folder.is_dir() and any(each.name for each in folder.iterdir())
+    if kept and not any((folder / name).exists() for name in (*_MARKS, _SAVING)):
         raise TrainingError(f"will not save a model to {folder}: it holds something else")
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"cannot save a model to {folder}: it is a file")
@@ -121,10 +134,10 @@ def save(model: Model, shelf: Shelf, parts: Collection[Part]) -> None:
             shelf.tokenizer.save_pretrained(draft)
             _put(draft, folder)
         except (OSError, SafetensorError) as error:
-            if draft is not None:
-                shutil.rmtree(draft, ignore_errors=True)
             raise CheckpointError(f"cannot save the model to {folder}: {error}") from error
         finally:
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
             inner.config.use_cache, inner.config.dtype = False, torch.float32
 
 
@@ -228,16 +241,26 @@ def _write_prompt(folder: Path, prompt: Tensor, config: Any, base: str) -> None:
 def _put(draft: Path, folder: UPath) -> None:
     """Move what is in `draft` to `folder`, in the place of the model that may be there."""
     if not isinstance(folder, Path):
-        put(draft, folder, next(name for name in _MARKS if (draft / name).exists()))
+        with os_errors(folder):
+            write_whole(folder / _SAVING, b"")
+            _clear(draft, folder)
+            send(draft, folder, next(name for name in _MARKS if (draft / name).exists()))
+            (folder / _SAVING).unlink()
         return
     folder.mkdir(exist_ok=True)
-    for stale in folder.glob("*.safetensors*"):
-        stale.unlink()
-    for name in _MARKS:
-        if not (draft / name).exists():
-            (folder / name).unlink(missing_ok=True)
-    for name in (PROMPT, ADAPTER):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    _clear(draft, folder)
     for file in draft.iterdir():
         file.replace(folder / file.name)
     draft.rmdir()
+
+
+def _clear(draft: Path, folder: UPath) -> None:
+    """Remove what of another model in `folder` would be taken for a part of this one."""
+    if folder.is_dir():
+        for stale in [each for each in folder.iterdir() if ".safetensors" in each.name]:
+            stale.unlink()
+    for name in _MARKS:
+        if not (draft / name).exists() and (folder / name).exists():
+            (folder / name).unlink()
+    for name in (PROMPT, ADAPTER):
+        remove(folder / name)

@@ -56,6 +56,8 @@ def test_a_study_in_a_store_is_the_study_on_a_disk_and_is_reported_from_there(
         told = invoke(command, url)
         assert told.exit_code == 0, told.output
     assert f"written: {url}/figures/losses.png" in invoke("report", url).output
+    assert invoke("export", url, "--out", f"{bucket}/out").exit_code == 0
+    assert fsspec.filesystem("s3").find(f"{bucket}/out")
 
 
 def test_a_store_that_cannot_be_written_to_is_refused_before_any_training(config):
@@ -71,6 +73,9 @@ def test_a_store_that_cannot_be_written_to_is_refused_before_any_training(config
         ("s5://bucket/runs", "cannot be opened"),
         ("s3:///runs", "names no bucket"),
         ("sftp://me:secret@host/runs", "secrets by the environment"),
+        ("memory://a/runs", "nothing can be kept in memory://"),
+        ("s3:/bucket/runs", "neither a path nor a URL"),
+        ("s3://bucket/run[1]", "may not have"),
     ],
 )
 def test_a_url_that_cannot_be_is_refused_by_check(config, url, said):

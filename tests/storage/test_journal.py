@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from raymix.core.errors import StudyError
 from raymix.storage.journal import open_journal, read_journal
-from raymix.storage.objects import Objects
+from raymix.storage.objects import Objects, _has_ended
 from raymix.storage.place import place, write_whole
 
 LINES = [b'{"n":%d}\n' % n for n in range(6)]
@@ -94,7 +95,7 @@ def test_a_missing_part_is_an_error_and_not_a_shorter_history(bucket):
 
 WRITER = """
     import sys
-    from raymix.storage.objects import Objects
+    from raymix.storage.objects import Objects, _has_ended
     from raymix.storage.place import place
     journal = Objects(place(sys.argv[1]), beat=0.2)
     for number in range(10**9):
@@ -166,3 +167,90 @@ def test_an_answer_that_was_lost_is_no_second_writer(bucket):
     journal.append(LINES[1], durable=True)
     journal.close()
     assert read_journal(path) == LINES[0] + LINES[1]
+
+
+def test_a_driver_that_slept_until_the_other_had_ended_sees_that_it_has_lost(bucket):
+    path = place(bucket) / "history.jsonl"
+    slept = Objects(path, beat=1000.0)
+    slept.append(LINES[0], durable=True)
+    other = Objects(path, beat=0.1)
+    other.append(LINES[1], durable=True)
+    other.close()
+    slept._lease._renewed -= 10_000  # the clock has gone on; its thread has not
+    with pytest.raises(StudyError, match="another driver has taken over"):
+        slept.append(LINES[2], durable=True)
+    slept.close()
+    assert read_journal(path) == LINES[0] + LINES[1]
+
+
+def test_a_part_of_another_is_not_removed_with_the_own_ones(bucket, caplog):
+    path = place(bucket) / "history.jsonl"
+    journal = Objects(path)
+    journal.append(LINES[0], durable=True)
+    strange = path.with_name("history.jsonl.parts") / f"{4:015d}"
+    write_whole(strange, b"not of this history")
+    journal.close()
+    assert "is no part of" in caplog.text
+    assert strange.exists()
+    assert read_journal(path) == LINES[0]
+
+
+def test_what_else_lies_among_the_parts_is_not_read(bucket):
+    path = place(bucket) / "history.jsonl"
+    journal = Objects(path)
+    write_whole(path.with_name("history.jsonl.parts") / "notes.txt", b"by hand")
+    journal.append(LINES[0], durable=True)
+    assert read_journal(path) == LINES[0]
+    journal.close()
+    assert read_journal(path) == LINES[0]
+
+
+def test_an_interrupt_after_the_store_took_a_line_is_no_second_writer(bucket, monkeypatch):
+    path = place(bucket) / "history.jsonl"
+    journal = Objects(path)
+    journal.append(LINES[0], durable=False)
+    real = path.fs.pipe_file
+
+    def interrupted(*args, **kwargs):
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(path.fs, "pipe_file", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.append(LINES[1], durable=True)
+    journal.append(LINES[2], durable=True)
+    journal.close()
+    assert read_journal(path) == b"".join(LINES[:3])
+
+
+def test_a_store_that_refuses_nothing_is_refused(bucket, monkeypatch):
+    path = place(bucket) / "history.jsonl"
+    real = path.fs.pipe_file
+    monkeypatch.setattr(path.fs, "pipe_file", lambda name, data, mode="": real(name, data))
+    with pytest.raises(OSError, match="without conditional writes"):
+        Objects(path)
+
+
+def test_a_lease_without_words_is_waited_for_and_taken(bucket):
+    path = place(bucket) / "history.jsonl"
+    write_whole(path.with_suffix(".lock"), b"")
+    Objects(path, beat=0.1).close()
+    assert not path.with_suffix(".lock").exists()
+
+
+def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_ended(bucket):
+    """As in a container with the host's name: its processes cannot be seen from here."""
+    path = place(bucket) / "history.jsonl"
+    journal = Objects(path, beat=0.1)
+    lock = path.with_suffix(".lock")
+    held = json.loads(lock.read_bytes())
+    for changed, ended in (
+        ({}, False),
+        ({"pid": 2**22 + 1}, True),
+        ({"begun": "1"}, True),
+        ({"pid": 2**22 + 1, "pids": "pid:[1]"}, False),
+        ({"pid": 2**22 + 1, "boot": "another"}, False),
+    ):
+        assert _has_ended({**held, **changed}) == ended, changed
+    journal.close()

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
-from raymix.core.errors import ConfigError
-from raymix.storage import copies
+from raymix.core.errors import ConfigError, StudyError
 from raymix.storage.copies import Copies, at_hand
 from raymix.storage.place import (
     absolute,
@@ -23,6 +23,7 @@ from raymix.storage.place import (
     remove,
     write_whole,
 )
+from raymix.storage.scratch import Scratch, sweep
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -50,6 +51,27 @@ def test_a_path_stays_a_path(tmp_path, monkeypatch):
 def test_an_unknown_kind_of_url_is_named(url):
     with pytest.raises(ConfigError, match=url):
         place(url)
+
+
+def test_a_url_with_a_character_that_stands_for_others_is_refused():
+    # `s3://b/lr[13]` would also be `s3://b/lr1`, whose files would be removed with its own.
+    for name in ("lr[13]", "run*", "run?"):
+        with pytest.raises(ConfigError, match="may not have"):
+            place(f"s3://b/{name}/study")
+
+
+def test_a_path_object_that_keeps_listings_does_not_keep_them_here(bucket):
+    mine = UPath(f"{bucket}/runs")
+    for names in (["a"], ["a", "b"]):
+        write_whole(place(f"{bucket}/runs/{names[-1]}"), b"1")
+        assert sorted(p.name for p in place(mine).iterdir()) == names
+
+
+def test_a_whole_bucket_is_never_removed(bucket):
+    write_whole(place(bucket) / "of-another", b"1")
+    with pytest.raises(OSError, match="is a whole bucket"):
+        remove(place(bucket))
+    assert (place(bucket) / "of-another").exists()
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -132,12 +154,14 @@ def test_a_store_that_does_not_answer_is_an_os_error(bucket):
 
 
 def test_a_copy_is_made_once_and_again_when_the_folder_has_changed(bucket, monkeypatch):
-    folder, held = place(bucket) / "step-1", Copies()
+    folder, held = place(bucket) / "step-1", Copies(Scratch())
     write_whole(folder / "a", b"1")
     first = held.of(folder)
     (first / "a").write_bytes(b"mine")
     assert (held.of(folder) / "a").read_bytes() == b"mine"  # not fetched again
     write_whole(folder / "a", b"2")
+    assert (held.of(folder) / "a").read_bytes() == b"2"
+    (held.of(folder) / "a").unlink()  # as by what cleans temporary folders by age
     assert (held.of(folder) / "a").read_bytes() == b"2"
     remove(folder)
     with pytest.raises(FileNotFoundError, match="no folder"):
@@ -145,7 +169,7 @@ def test_a_copy_is_made_once_and_again_when_the_folder_has_changed(bucket, monke
 
 
 def test_only_the_newest_copies_are_kept(bucket):
-    held = Copies(most=2)
+    held = Copies(Scratch(), most=2)
     folders = [place(bucket) / name for name in "abc"]
     for folder in folders:
         write_whole(folder / "x", folder.name.encode())
@@ -160,9 +184,8 @@ def test_copies_of_a_killed_process_are_swept_and_those_of_a_live_one_stay(tmp_p
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = """if True:
         import os, sys
-        from raymix.storage.copies import Copies
-        held = Copies()
-        print(held._scratch, flush=True)
+        from raymix.storage.scratch import scratch
+        print(scratch().folder, flush=True)
         sys.stdin.read(1)
         os._exit(9)
         """
@@ -174,11 +197,11 @@ def test_copies_of_a_killed_process_are_swept_and_those_of_a_live_one_stay(tmp_p
         text=True,
     )
     theirs = Path(child.stdout.readline().strip())
-    copies._sweep()
+    sweep()
     assert theirs.exists()
     child.communicate("x", timeout=60)
     assert theirs.exists()
-    copies._sweep()
+    sweep()
     assert not theirs.exists()
 
 
@@ -186,3 +209,27 @@ def test_a_file_is_as_readable_for_others_as_any(tmp_path):
     write_whole(place(tmp_path / "ours"), b"1")
     (tmp_path / "any").write_bytes(b"1")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_what_cannot_be_sent_does_not_hide_why_the_work_ended(bucket, monkeypatch):
+    home = place(bucket) / "study"
+
+    def denied(*args, **kwargs):
+        raise PermissionError("Access Denied")
+
+    def work(ends):
+        with published(home) as here:
+            (here / "a").write_bytes(b"1")
+            if ends is not None:
+                raise ends
+
+    monkeypatch.setattr(home.fs, "pipe_file", denied)
+    with pytest.raises(StudyError, match=r"cannot write to .* Access Denied"):
+        work(None)
+    with pytest.raises(KeyboardInterrupt):
+        work(KeyboardInterrupt())
+
+
+def test_an_interrupt_leaves_no_draft(bucket):
+    draft = draft_of(place(bucket) / "step-1")
+    assert draft.parent.name.startswith("raymix-copies-")  # which goes with the process

@@ -40,6 +40,26 @@ def test_the_two_newest_are_kept(trial):
     assert torch.equal(checkpoint.tensors(newest, "model")["w"], ONE["model"]["w"])
 
 
+def test_a_store_that_is_away_for_a_moment_does_not_make_the_newest_look_damaged(
+    bucket, monkeypatch
+):
+    trial = place(bucket) / "t"
+    _write(trial, 1)
+    newest, real = _write(trial, 2), trial.fs.get
+
+    def away(*args, **kwargs):
+        raise ConnectionError("reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial.fs, "get", away)
+        with pytest.raises(CheckpointError, match=r"look for checkpoints in .*: reset"):
+            checkpoint.newest(trial, "job")
+        with pytest.raises(CheckpointError, match=r"cannot read .*: reset"):
+            checkpoint.tensors(newest, "model")
+    assert real == trial.fs.get
+    assert checkpoint.newest(trial, "job")[0] == newest
+
+
 def test_nothing_there(trial):
     assert checkpoint.newest(trial / "no", "job") is None
     with pytest.raises(CheckpointError, match="not whole"):

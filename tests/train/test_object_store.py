@@ -11,7 +11,7 @@ from raymix.core.codec import to_spec
 from raymix.core.job import Diagnostic, Status
 from raymix.reweight.doremi import DoReMi
 from raymix.storage.copies import at_hand
-from raymix.storage.place import place
+from raymix.storage.place import place, write_whole
 from raymix.train import checkpoint
 from raymix.train.worker import Worker
 
@@ -95,3 +95,27 @@ def test_a_store_that_does_not_take_a_checkpoint_fails_the_trial_and_says_why(
     assert result.outside
     assert "s3://no-such-bucket/out/checkpoints" in result.error
     assert "bucket does not exist" in result.error
+
+
+def test_a_model_takes_only_its_own_place_in_a_store_and_is_saved_again_after_a_cut(
+    setups, job_of, keep_points, bucket
+):
+    store = setups[1]
+    home = place(f"{bucket}/models/m")
+    write_whole(home / "model.safetensors", b"cut off")
+    write_whole(home / ".raymix-saving", b"")
+    job = replace(job_of(80), save=str(home))
+    for _ in range(2):
+        assert Worker(store).run(job, keep_points).status is Status.DONE
+        write_whole(home / "eval" / "results.json", b"mine")
+    names = {each.name for each in home.iterdir()}
+    assert {"config.json", "model.safetensors", "eval"} <= names
+    assert ".raymix-saving" not in names
+    AutoModelForCausalLM.from_pretrained(at_hand(home), local_files_only=True)
+
+    write_whole(place(bucket) / "other" / "history.jsonl", b"of another")
+    for save, said in ((bucket, "is a whole bucket"), (f"{bucket}/other", "something else")):
+        refused = Worker(store).run(replace(job, save=save), keep_points)
+        assert refused.status is Status.FAILED
+        assert said in refused.error
+    assert (place(bucket) / "other" / "history.jsonl").exists()
