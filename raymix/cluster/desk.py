@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymix.core.codec import encode
+from raymix.core.influence import PROGRESS
 from raymix.core.job import Json, Status, TrainResult
 
 LEAVE: Json = {"leave": True}
@@ -24,15 +25,17 @@ CLOSED: Json = {"closed": True}
 class _Ticket:
     """One job on the desk. `pool`: who trains it now; None: it waits, or is finished.
 
-    `heard`: when its workers last gave a sign of life, on the clock of the loop. `crashes` counts
-    those that died; `strikes` those since it has last come further than ever before, to `furthest`.
+    `heard`: when its workers last gave a sign of life, on the clock of the loop. `spent` counts
+    deliveries that are over; `strikes` workers that died since it has last come further than ever
+    before, to `furthest`: its step, and how far an influence is measured there.
     """
 
     job: dict[str, Any]
     stoppable: bool
-    crashes: int = 0
+    spent: int = 0
     strikes: int = 0
-    furthest: int = 0
+    furthest: tuple[int, float] = (0, 0.0)
+    delivered: bool = False
     pool: str | None = None
     heard: float = 0.0
     events: asyncio.Queue[Json] = field(default_factory=asyncio.Queue)
@@ -41,7 +44,7 @@ class _Ticket:
     @property
     def attempt(self) -> int:
         """Number of this delivery; a study that was resumed does not start at 0."""
-        return int(self.job["attempt"]) + self.crashes
+        return int(self.job["attempt"]) + self.spent
 
     def settle(self, go_on: bool) -> None:
         """Answer the report that is waiting, if one is."""
@@ -94,12 +97,15 @@ class Desk:
     async def submit(self, job: Json, stoppable: bool) -> None:
         """Hand in a job; `stoppable`: each of its points waits for `answer`.
 
-        A job of the same trial that is still here (its Tune trial died) is heard no more.
+        A job of the same trial that is still here (its Tune trial died) is heard no more: no
+        delivery of this one has the number of one of its.
         """
+        ticket = _Ticket(dict(job), stoppable)
         former = self._tickets.get(job["trial"])
         if former is not None:
             former.settle(go_on=False)
-        self._tickets[job["trial"]] = _Ticket(dict(job), stoppable)
+            ticket.spent = max(0, former.attempt + former.delivered - ticket.attempt)
+        self._tickets[job["trial"]] = ticket
         if job["trial"] not in self._waiting:
             self._waiting.append(job["trial"])
         self._work.set()
@@ -128,9 +134,20 @@ class Desk:
         """Let a resting process go."""
         self._resting.setdefault(process, asyncio.Event()).set()
 
+    async def waits(self, pool: str) -> None:
+        """A worker group waits for room; what processes it had are no more."""
+        group = self._groups.setdefault(pool, _Group())
+        group.up, group.heard = False, None
+
     async def starting(self, pool: str) -> None:
         """A worker group has its processes and will arrive."""
         self._groups.setdefault(pool, _Group()).heard = _now()
+
+    async def fetching(self, pool: str) -> None:
+        """A worker group that starts is alive; of one that has a job, or died, it is too late."""
+        group = self._groups.setdefault(pool, _Group())
+        if group.heard is not None:
+            group.heard = _now()
 
     async def arrive(self, pool: str) -> int:
         """A worker group has started (again); says which incarnation of its pool it is.
@@ -170,7 +187,7 @@ class Desk:
         trial = next(same, self._waiting[0])
         self._waiting.remove(trial)
         ticket = self._tickets[trial]
-        ticket.pool = pool
+        ticket.pool, ticket.delivered = pool, True
         ticket.heard = _now()
         group.model = ticket.job["model"]
         return {**ticket.job, "attempt": ticket.attempt}
@@ -180,8 +197,9 @@ class Desk:
         ticket = self._current(trial, attempt)
         if ticket is None:
             return False
-        if point["step"] > ticket.furthest:
-            ticket.furthest, ticket.strikes = point["step"], 0
+        come = (point["step"], point.get("metrics", {}).get(PROGRESS, 0.0))
+        if come > ticket.furthest:
+            ticket.furthest, ticket.strikes = come, 0
         if ticket.stoppable:
             ticket.answer = asyncio.get_running_loop().create_future()
         ticket.events.put_nowait({"point": point})
@@ -260,7 +278,7 @@ class Desk:
             return False
         held.settle(go_on=False)
         held.pool = held.answer = None
-        held.crashes += 1
+        held.spent, held.delivered = held.spent + 1, False
         held.strikes += 1
         if held.strikes < self._deliveries:
             self._waiting.appendleft(held.job["trial"])

@@ -169,19 +169,17 @@ class Fleet:
                 _log.warning("%s ended, another pool takes its place: %s", name, error)
                 self._desk.gone.remote(name, str(error))
                 self._add()
+            else:
+                # At once, else its place would be taken for one that another pool may have.
+                self._broken += 1
         if not replaced:
-            self._give_up(name, error)
+            self._failed(name, error)
 
     def _may_replace(self) -> bool:
         """Count a pool that was lost; whether another one takes its place."""
         with self._changing:
             self._lost += 1
             return self._lost % _LOST != 0
-
-    def _give_up(self, name: str, error: Exception) -> None:
-        with self._changing:
-            self._broken += 1
-        self._failed(name, error)
 
     def _tend(self) -> None:
         while not self._closing.wait(_TICK):
@@ -191,6 +189,9 @@ class Fleet:
                 return  # the desk has died, and with it the study
             except RayError as error:
                 _log.warning("the cluster does not answer, asked again soon: %s", error)
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                _log.warning("the pools were not looked after, tried again soon: %s", said)
 
     def _look(self) -> None:
         """End what hangs, and have as many pools as the nodes hold."""
@@ -227,14 +228,19 @@ class Fleet:
 
     def _unstick(self, name: str) -> None:
         """Replace workers that hang without a job, or give their place up where that is no help."""
-        reason = f"its workers did not start, or take a job, for {self._idle:g} s"
+        reason = (
+            f"its workers did not start, or take a job, for {self._idle:g} s "
+            f"(cluster.step_timeout, but no less than {START:g} s)"
+        )
         if not self._end(name, reason):
             return
         _log.warning("%s hangs: %s", name, reason)
         if self._may_replace():
             self._add()
         else:
-            self._give_up(name, ClusterError(reason))
+            with self._changing:
+                self._broken += 1
+            self._failed(name, ClusterError(reason))
 
     def _end(self, name: str, reason: str) -> bool:
         """Take a pool's job from it and end it, without waiting; whether there was such a pool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from raymix.cluster.session import HEAD
 from raymix.cluster.worker import serve
 from raymix.core.errors import ClusterError, RaymixError
 from raymix.core.job import Json
+
+_log = logging.getLogger(__name__)
 
 _LEAVE_SECONDS = 30.0
 _ABORT_SECONDS = 10.0
@@ -65,7 +68,8 @@ class _Watch(UserCallback):
 class _Introduce(ControllerCallback, WorkerGroupCallback):
     """Runs in Train's controller: hands its handle over, the only way to abort a worker group.
 
-    Says when workers begin to start, for they may hang before they have said a word. And names its
+    Says when workers wait for room and when they begin to start, for they may hang, or die, before
+    they have said a word (`_Watch` hears only of those that have begun to serve). And names its
     placement groups: Ray frees them only when the driver has ended, too, so those of a controller
     that has died must be found (`_free`). Ray Train has no place for the name.
     """
@@ -87,6 +91,10 @@ class _Introduce(ControllerCallback, WorkerGroupCallback):
         worker_group.placement_group = named
         me = ray.get_runtime_context().current_actor
         ray.get(ray.get_actor(self._desk).introduce.remote(self._pool, me))
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """There are no workers: room for them is asked for next."""
+        ray.get(ray.get_actor(self._desk).waits.remote(self._pool))
 
     def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
         """The workers' processes are there; nothing is to be given to them."""
@@ -160,8 +168,11 @@ class Pool:
         except Exception as raised:
             error = raised
         if not self._closing.is_set():
-            # The controller itself may have died.
-            _free(_prefix(self._desk, self.name))
+            try:
+                # The controller itself may have died.
+                _free(_prefix(self._desk, self.name))
+            except Exception as raised:
+                _log.warning("%s ended, what it held may not be free yet: %s", self.name, raised)
             self._failed(self.name, error)
 
     def forget(self) -> None:

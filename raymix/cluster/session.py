@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -79,12 +81,13 @@ def _begin(address: str) -> None:
     own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     for last in (False, True):
         try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(own if address == "local" else {}),
-            )
+            with _spared(address):
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **(own if address == "local" else {}),
+                )
             return
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(f"cannot connect to Ray at '{address}': {error}") from error
@@ -95,6 +98,24 @@ def _begin(address: str) -> None:
             ray.shutdown()
 
 
+@contextmanager
+def _spared(address: str) -> Iterator[None]:
+    """Have what Ray starts here ignore SIGHUP, which a terminal that goes sends to all of a group.
+
+    Ray's own processes would die of it while the driver ends its study. What a process ignores, the
+    processes that it starts do, too. Only the main thread may say so.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if address != "local" or not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _answers(address: str) -> None:
     """Refuse a `host:port` at which nobody listens, or says a word: Ray would wait for minutes."""
     host, _, port = address.rpartition(":")
@@ -103,9 +124,9 @@ def _answers(address: str) -> None:
     try:
         with socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS) as line:
             line.sendall(_GREETING)
-            line.recv(
-                1
-            )  # whatever it says, or that it hangs up; Ray itself knows what to make of it
+            line.recv(1)
+    except (ConnectionResetError, BrokenPipeError):
+        pass  # as with whatever it says, Ray itself knows what to make of it
     except OSError as error:
         raise ClusterError(f"cluster.address '{address}' does not answer: {error}") from error
 
@@ -114,11 +135,21 @@ def suited(plan: Plan) -> Mapping[str, str]:
     """For `environment`: what suits this cluster."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     return {
-        # An autoscaler needs minutes for a new machine; a cluster that is there, seconds.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800" if plan.growing else "60",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _patience(len(alive)),
         # A machine on its own is not taken away under its driver: one process less per pool.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if plan.growing or len(alive) > 1 else "0",
     }
+
+
+def _patience(nodes: int) -> str:
+    """Seconds that workers wait for room; a pool is given up when they waited in vain four times.
+
+    An autoscaler needs minutes for a machine, be it only one in the place of one that was lost.
+    Machines that are there already may be held by what still ends.
+    """
+    if kinds():
+        return "1800"
+    return "300" if nodes > 1 else "60"
 
 
 def planned(cluster: Cluster) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from raymix.core.codec import decode, encode
 from raymix.core.errors import ClusterError
 from raymix.core.job import Json, Point, TrainJob, TrainResult
 from raymix.train.config import Setup
-from raymix.train.shard import World, current, leave
+from raymix.train.shard import World, current, leave, together
 from raymix.train.tables import fetch_tables
 
 PATIENCE = 20.0
@@ -46,7 +47,9 @@ def serve(config: Mapping[str, Json]) -> None:
     world = current(ray.train.torch.get_device())
     setup = decode(Setup, config["setup"])
     # Not when a job asks for them: it would seem to hang, and fail where only this node is wrong.
-    fetch_tables(setup)
+    # Nor does rank 0 arrive, and is given a job, before all have them.
+    with together(world):
+        fetch_tables(setup, paced(lambda: desk.fetching.remote(pool), config["beat"]))
     trainer = _factory(config["factory"])(setup, world)
     incarnation = ray.get(desk.arrive.remote(pool)) if world.first else 0
     pulse = _Pulse(desk, config["beat"])
@@ -70,6 +73,20 @@ def serve(config: Mapping[str, Json]) -> None:
         if world.first:
             ray.get(desk.finish.remote(job.trial, job.attempt, encode(result)))
     leave(world)
+
+
+def paced(say: Callable[[], object], every: float) -> Callable[[], None]:
+    """Calls `say` at most once in `every` seconds, however often it is called."""
+    last = -math.inf
+
+    def call() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every:
+            last = now
+            say()
+
+    return call
 
 
 class _Pulse:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,18 @@ from upath import UPath
 from raymix.core.errors import DataError
 from raymix.storage.place import Where, place
 from raymix.storage.transfer import receive, send, size_of
+
+PUBLISHING = 600.0
+"""Seconds that a node waits for a table which the driver may be publishing for it just now."""
+
+_ROUND = 0.5
+"""Seconds between two looks at what others do: at a lock, at a file that grows."""
+
+_BLOCK = 8 * 1024 * 1024
+
+
+def nothing() -> None:
+    """Nobody is told that this process is alive."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +77,37 @@ def publish(contents: Mapping[str, Content], output_dir: Where) -> None:
             send(Path(path), shared)
 
 
-def fetch(path: str, content: Content, output_dir: Where, cache: Path) -> Path:
+def fetch(
+    path: str,
+    content: Content,
+    output_dir: Where,
+    cache: Path,
+    alive: Callable[[], None] = nothing,
+    patience: float = 0.0,
+) -> Path:
     """The copy of a published table in this node's `cache`, brought now where it is not there.
 
     One process of the node does it, the others wait. `path` is what the driver calls the table.
+    `alive` is called as long as it goes on, here or in the process that is waited for, perhaps from
+    another thread. What is not published yet is waited for, `patience` seconds from now.
 
     Raises:
         DataError: it is not published, or damaged; there is no room for it.
     """
     copy = cache / "fetched" / f"{content.sha256}.arrow"
     shared = shared_at(output_dir, content)
+    end = time.monotonic() + patience
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(copy.with_suffix(".lock")) as lock:
-            if not _whole(copy, content, lock):
-                _bring(path, content, shared, copy)
+        with _locked(copy.with_suffix(".lock"), alive) as lock:
+
+            def working() -> None:
+                os.utime(lock)  # for those that wait for the lock
+                alive()
+
+            if not _whole(copy, content, lock, working):
+                _await(path, shared, end, working)
+                _bring(path, content, shared, copy, working)
                 _vouch(copy, lock)
     except OSError as error:
         raise DataError(
@@ -86,15 +116,26 @@ def fetch(path: str, content: Content, output_dir: Where, cache: Path) -> Path:
     return copy
 
 
-def _bring(path: str, content: Content, shared: UPath, copy: Path) -> None:
-    if size_of(shared) is None:
-        raise DataError(
-            f"this node does not see the prepared table '{path}', and there is no '{shared}' to "
-            "fetch; resume the study, it publishes what nodes do not see"
-        )
+def _await(path: str, shared: UPath, end: float, alive: Callable[[], None]) -> None:
+    """Wait until it is published; no longer than to `end`, on the monotonic clock."""
+    while size_of(shared) is None:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise DataError(
+                f"this node does not see the prepared table '{path}', and there is no '{shared}' "
+                "to fetch; resume the study, it publishes what nodes do not see"
+            )
+        alive()
+        time.sleep(min(left, 4 * _ROUND))
+
+
+def _bring(
+    path: str, content: Content, shared: UPath, copy: Path, alive: Callable[[], None]
+) -> None:
     # Only the holder of the lock writes it, over what one that was killed has left.
     draft = copy.with_name(f".draft-{copy.name}")
-    found = receive(shared, draft)
+    with _growing(draft, alive):
+        found = receive(shared, draft)
     if found != content.sha256:
         draft.unlink()
         raise DataError(
@@ -105,23 +146,62 @@ def _bring(path: str, content: Content, shared: UPath, copy: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold a lock file, waited for; its text says of the copy beside it when it was last whole."""
+def _growing(path: Path, alive: Callable[[], None]) -> Iterator[None]:
+    """Call `alive` whenever another size is seen of the file at `path`, from a thread."""
+    done = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while not done.wait(_ROUND):
+            with suppress(OSError):
+                before, seen = seen, path.stat().st_size
+                if seen != before:
+                    alive()
+
+    watching = threading.Thread(target=watch, name="fetching", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watching.join()
+
+
+@contextmanager
+def _locked(path: Path, alive: Callable[[], None]) -> Iterator[int]:
+    """Hold a lock file; its text says of the copy beside it when it was last whole.
+
+    It is waited for. `alive` is called whenever the time of the file has changed: who holds it
+    works, where one that hangs leaves it alone.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        seen = 0
+        while not _taken(handle):
+            before, seen = seen, os.fstat(handle).st_mtime_ns
+            if seen != before:
+                alive()
+            time.sleep(_ROUND)
         yield handle
     finally:
         os.close(handle)
 
 
-def _whole(copy: Path, content: Content, lock: int) -> bool:
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _whole(copy: Path, content: Content, lock: int, alive: Callable[[], None]) -> bool:
     """Whether the copy is the table; it is read only where it has changed since it was seen so."""
     if not is_here(copy, content):
         return False
     if os.pread(lock, 100, 0) == _state(copy):
         return True
-    if _sha256(copy) != content.sha256:
+    if _sha256(copy, alive) != content.sha256:
         return False
     _vouch(copy, lock)
     return True
@@ -139,6 +219,10 @@ def _state(copy: Path) -> bytes:
     return f"{stat.st_size} bytes of {stat.st_mtime_ns}".encode()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, alive: Callable[[], None] = nothing) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            alive()
+    return digest.hexdigest()

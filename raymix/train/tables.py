@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from raymix.data.fetch import content_of, fetch, is_here, publish
+from raymix.data.fetch import PUBLISHING, content_of, fetch, is_here, nothing, publish
 from raymix.data.leak import Prompts
 from raymix.data.source import default_cache
 from raymix.train.config import Setup
@@ -35,20 +35,27 @@ def publish_tables(setup: Setup) -> None:
     publish(setup.contents, setup.output_dir)
 
 
-def fetch_tables(setup: Setup) -> None:
+def fetch_tables(
+    setup: Setup, alive: Callable[[], None] = nothing, patience: float = PUBLISHING
+) -> None:
     """Have all tables on this node, before anybody waits for a training; a worker's part.
+
+    `alive`, `patience`: see `data.fetch.fetch`. The driver may be publishing them just now.
 
     Raises:
         DataError: one is not here and cannot be fetched.
     """
     for path in setup.contents:
-        table_here(setup, path)
+        table_here(setup, path, alive, patience)
 
 
-def table_here(setup: Setup, path: str) -> Path:
+def table_here(
+    setup: Setup, path: str, alive: Callable[[], None] = nothing, patience: float = 0.0
+) -> Path:
     """Where this node has the table that the driver has at `path`.
 
-    It is the node's own affair: what is compared between nodes has the driver's path.
+    It is the node's own affair: what is compared between nodes has the driver's path. `alive`,
+    `patience`: see `data.fetch.fetch`.
 
     Raises:
         DataError: it is not here and cannot be fetched.
@@ -56,7 +63,7 @@ def table_here(setup: Setup, path: str) -> Path:
     content = setup.contents.get(path)
     if content is None or is_here(path, content):
         return Path(path)
-    return fetch(path, content, setup.output_dir, default_cache())
+    return fetch(path, content, setup.output_dir, default_cache(), alive, patience)
 
 
 def prompts_here(setup: Setup) -> Prompts | None:

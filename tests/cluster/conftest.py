@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from pool_processes import begin
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+
 from raymix.core.mixture import Budget, Domain, Mixture, Space
 from raymix.data.store import Table, open_table, write_table
 from raymix.train.config import Setup, Training

@@ -14,8 +14,8 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def begin(folder, trainer, pools=1, workers=1, trials=2, scheduler="none"):
-    """Start `pool_studies.py`; what it trains goes to `folder`."""
+def begin(folder, trainer, pools=1, workers=1, trials=2, scheduler="none", leads=False):
+    """Start `pool_studies.py`; what it trains goes to `folder`. `leads`: a group of its own."""
     args = [folder, trainer, pools, workers, trials, scheduler]
     return subprocess.Popen(
         [sys.executable, HERE / "pool_studies.py", *map(str, args)],
@@ -23,6 +23,7 @@ def begin(folder, trainer, pools=1, workers=1, trials=2, scheduler="none"):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=leads,
     )
 
 

@@ -3,30 +3,9 @@
 import asyncio
 from contextlib import suppress
 
-from raymix.cluster.desk import CLOSED, LEAVE, Desk
+from desk_plays import DONE, POINT, job, run, soon, taken
 
-POINT = {"step": 1, "progress": 0.5, "metrics": {}}
-DONE = {"status": "done"}
-
-
-def job(trial, model="target", attempt=0):
-    return {"trial": trial, "model": model, "attempt": attempt}
-
-
-def run(play):
-    asyncio.run(asyncio.wait_for(play(Desk()), 10))
-
-
-async def soon(awaitable):
-    """Start it; let everything run that can."""
-    task = asyncio.ensure_future(awaitable)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    return task
-
-
-async def taken(desk, pool, incarnation):
-    return (await desk.take(pool, incarnation, 0.01))["job"]["trial"]
+from raymix.cluster.desk import CLOSED, LEAVE
 
 
 def test_a_job_goes_to_a_waiting_pool_and_its_reports_come_back():
@@ -166,6 +145,23 @@ def test_a_job_that_comes_further_before_each_death_is_not_given_up():
     run(play)
 
 
+def test_an_influence_that_is_measured_further_is_further_too():
+    async def play(desk):
+        await desk.submit(job(0), stoppable=False)
+        for delivery, done in enumerate([0.0, 0.2, 0.5, 0.8, 0.8, 0.7]):
+            a = await desk.arrive("a")
+            assert (await desk.take("a", a, 0.01))["job"]["attempt"] == delivery
+            # The training is over: its last point is said again.
+            point = {"step": 9, "progress": 1.0, "metrics": {"influence/progress": done}}
+            assert await desk.push(0, delivery, point)
+            assert await desk.next(0) == {"point": point}
+            assert await desk.crashed("a", "spot instance taken away")
+        result = (await desk.next(0))["result"]
+        assert "workers died 3 times" in result["error"]
+
+    run(play)
+
+
 def test_a_pool_that_dies_three_times_without_a_job_is_given_up():
     async def play(desk):
         assert await desk.crashed("a", "no such file")
@@ -195,6 +191,28 @@ def test_a_trial_handed_in_again_replaces_the_first():
         await desk.submit(job(0, attempt=1), stoppable=False)
         assert (await desk.take("a", a, 0.01))["job"]["attempt"] == 1
         assert await desk.take("a", a, 0.01) is None
+
+    run(play)
+
+
+def test_what_is_handed_in_again_is_not_taken_for_a_former_delivery():
+    async def play(desk):
+        a, b = await desk.arrive("a"), await desk.arrive("b")
+        await desk.submit(job(0), stoppable=False)
+        await taken(desk, "a", a)
+        await desk.crashed("a", "killed")
+        a = await desk.arrive("a")
+        assert (await desk.take("a", a, 0.01))["job"]["attempt"] == 1
+        await desk.submit(job(0, attempt=1), stoppable=False)
+        assert (await desk.take("b", b, 0.01))["job"]["attempt"] == 2
+        assert await desk.push(0, 1, POINT) is False
+        await desk.finish(0, 1, {"by": "a"})
+        await desk.finish(0, 2, {"by": "b"})
+        # Nobody has heard of that result when its Tune trial dies, too.
+        await desk.submit(job(0, attempt=1), stoppable=False)
+        assert (await desk.take("b", b, 0.01))["job"]["attempt"] == 3
+        await desk.finish(0, 3, DONE)
+        assert await desk.next(0) == {"result": DONE}
 
     run(play)
 
@@ -232,85 +250,6 @@ def test_a_resting_process_sleeps_until_it_is_woken():
         with suppress(TimeoutError):
             await asyncio.wait_for(desk.rest("three"), 0.01)
             raise AssertionError
-
-    run(play)
-
-
-async def silent(desk, seconds, idle=None):
-    return (await desk.watch(seconds, idle))["silent"]
-
-
-def test_a_job_hangs_when_its_workers_neither_report_nor_take_a_step():
-    async def play(desk):
-        a = await desk.arrive("a")
-        await desk.submit(job(0), stoppable=False)
-        await taken(desk, "a", a)
-        assert await silent(desk, 5) == {}
-        for word in (desk.beat(0, 0), desk.push(0, 0, POINT)):
-            await asyncio.sleep(0.1)
-            assert await silent(desk, 0.05) == {"a": 0}
-            await word
-            assert await silent(desk, 0.05) == {}
-        await asyncio.sleep(0.1)
-        await desk.beat(0, 1)
-        assert await silent(desk, 0.05) == {"a": 0}, "the sign of life of another delivery"
-        assert await silent(desk, None) == {}
-        await desk.finish(0, 0, DONE)
-        assert await silent(desk, 0.05) == {}
-
-    run(play)
-
-
-def test_workers_without_a_job_hang_when_they_neither_arrive_nor_ask_for_one():
-    async def play(desk):
-        async def hangs():
-            assert await silent(desk, None, None) == {}
-            return await silent(desk, None, 0.05) == {"a": None}
-
-        await desk.introduce("a", "controller")
-        await asyncio.sleep(0.1)
-        assert not await hangs(), "it waits for a machine, as long as that takes"
-        await desk.starting("a")
-        assert not await hangs()
-        await asyncio.sleep(0.1)
-        assert await hangs(), "it has processes, which do not arrive"
-        a = await desk.arrive("a")
-        assert not await hangs()
-        await asyncio.sleep(0.1)
-        assert await hangs(), "it has arrived and asks for nothing"
-        waiting = await soon(desk.take("a", a, 0.2))
-        await asyncio.sleep(0.1)
-        assert not await hangs(), "it waits for us"
-        assert await waiting is None
-        await asyncio.sleep(0.1)
-        assert await hangs(), "it was told that there is nothing and does not ask again"
-        await desk.submit(job(0), stoppable=False)
-        await taken(desk, "a", a)
-        await asyncio.sleep(0.1)
-        assert not await hangs(), "it has a job"
-        await desk.finish(0, 0, DONE)
-        assert not await hangs()
-        await asyncio.sleep(0.1)
-        assert await hangs(), "it has done its job and does not ask for another"
-        await desk.crashed("a", "killed")
-        assert not await hangs()
-
-    run(play)
-
-
-def test_workers_that_wait_for_an_answer_do_not_hang():
-    async def play(desk):
-        a = await desk.arrive("a")
-        await desk.submit(job(0), stoppable=True)
-        await taken(desk, "a", a)
-        pushed = await soon(desk.push(0, 0, POINT))
-        await asyncio.sleep(0.1)
-        assert await silent(desk, 0.05) == {}
-        await desk.answer(0, True)
-        assert await pushed
-        assert await silent(desk, 0.05) == {}
-        await asyncio.sleep(0.1)
-        assert await silent(desk, 0.05) == {"a": 0}
 
     run(play)
 

@@ -38,12 +38,14 @@ def untouched_long(tmp_path_factory):
 def test_a_signal_leaves_no_process_and_the_study_goes_on_where_it_was(
     start, ray_here, tmp_path, untouched_long, number
 ):
-    process = start(tmp_path, "SlowTrainer")
+    # A terminal that goes tells the whole group, to which a Ray that was started here belongs.
+    hang_up = number == signal.SIGHUP
+    process = start(tmp_path, "SlowTrainer", leads=hang_up)
     comes_to(process, tmp_path, trial=3, step=20)
     everyone = family(process)
     assert len(everyone) > 5
     begun = time.monotonic()
-    process.send_signal(number)
+    (os.killpg if hang_up else os.kill)(process.pid, number)
     output = finish(process, 60)
     assert process.returncode == 130, output
     assert "interrupted" in output

@@ -1,6 +1,8 @@
 """An address at which something listens and never says a word: Ray alone would wait minutes."""
 
 import socket
+import struct
+import threading
 
 import pytest
 
@@ -20,6 +22,19 @@ def test_an_address_that_says_nothing_is_refused(monkeypatch):
             session.connected(Cluster(address=address)),
         ):
             pass
+
+
+def test_one_that_hangs_up_is_left_to_ray():
+    def reset():
+        line, _ = hangs_up.accept()
+        with line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as hangs_up:
+        answering = threading.Thread(target=reset)
+        answering.start()
+        session._answers(f"127.0.0.1:{hangs_up.getsockname()[1]}")
+        answering.join()
 
 
 def test_a_ray_that_runs_is_heard(ray_here):

@@ -1,11 +1,13 @@
 """When the prepared data are published: where a node may come that does not see them, else not."""
 
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raymix.cluster import growth
+from raymix.cluster import sharing as module
 from raymix.cluster.config import Cluster
 from raymix.cluster.fleet import ground
 from raymix.cluster.sharing import Sharing
@@ -57,3 +59,53 @@ def test_a_folder_that_does_not_take_them_is_named(ray_here, tiny, tmp_path):
     sharing = Sharing(described(make(tmp_path)))
     with pytest.raises(ClusterError, match=r"study.output_dir '.*': cannot publish .*File exists"):
         sharing.publish()
+
+
+@pytest.fixture
+def later(monkeypatch, tiny, tmp_path):
+    """What publishes a study's tables; a node has come since it was made."""
+    make, _ = tiny
+    nodes = {"first"}
+    monkeypatch.setattr(module, "_alive", lambda: set(nodes))
+    made = Sharing(described(make(tmp_path)))
+    made.look()
+    assert made._thread is None
+    nodes.add("second")
+    return made
+
+
+def test_nobody_waits_until_all_is_published_and_it_is_done_once(later, monkeypatch):
+    begun, may = [], threading.Event()
+
+    def publish(setup):
+        begun.append(setup)
+        assert may.wait(30)
+
+    monkeypatch.setattr(module, "publish_tables", publish)
+    for _ in range(3):
+        later.look()
+    may.set()
+    later._thread.join()
+    later.look()
+    later._thread.join()
+    assert len(begun) == 1
+
+
+def test_a_publication_that_failed_is_tried_again_after_a_while(
+    later, monkeypatch, tmp_path, caplog
+):
+    (tmp_path / "data").write_text("a file")
+
+    def look():
+        later.look()
+        later._thread.join()
+        return caplog.text.count("cannot publish the prepared data")
+
+    assert look() == 1
+    assert look() == 1, "at once it would fail again"
+    later._next = 0.0
+    assert look() == 2
+    (tmp_path / "data").unlink()
+    later._next = 0.0
+    assert look() == 2
+    assert len(list((tmp_path / "data").glob("*.arrow"))) == len(later._setup.contents)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +14,16 @@ import fsspec
 import pytest
 
 from raymix.core.errors import DataError
+from raymix.data import fetch as module
 from raymix.data.fetch import Content, content_of, fetch, is_here, publish, shared_at
 from raymix.storage.place import place
 
 BYTES = bytes(range(256)) * 40
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch):
+    monkeypatch.setattr(module, "_ROUND", 0.05)
 
 
 @pytest.fixture
@@ -126,6 +133,60 @@ def test_nothing_published_is_said_in_words(table, content, tmp_path):
     assert f"does not see the prepared table '{table}'" in said
     assert f"there is no '{tmp_path}/study/data/{content.sha256}.arrow'" in said
     assert sorted(p.suffix for p in (tmp_path / "node" / "fetched").iterdir()) == [".lock"]
+
+
+def test_what_is_published_later_is_waited_for_with_signs_of_life(table, content, tmp_path):
+    signs = []
+
+    def alive():
+        signs.append(None)
+        if len(signs) == 2:
+            publish({table: content}, tmp_path / "study")
+
+    found = fetch(table, content, tmp_path / "study", tmp_path / "node", alive, patience=60)
+    assert found.read_bytes() == BYTES
+    assert len(signs) >= 2
+    with pytest.raises(DataError, match="does not see the prepared table"):
+        fetch(table, content, tmp_path / "other", tmp_path / "another", alive, patience=0.1)
+
+
+def test_long_work_gives_signs_of_life(study, table, content, tmp_path):
+    signs = []
+    found = fetch(table, content, study, tmp_path / "node")
+    before = found.stat().st_mtime_ns
+    # As after a change of its time alone: it is read again.
+    os.utime(found, ns=(before, before + 10**9))
+    fetch(table, content, study, tmp_path / "node", lambda: signs.append(None))
+    assert len(signs) == 1
+    with module._growing(found, lambda: signs.append(None)):
+        until(lambda: len(signs) == 2)
+        with found.open("ab") as file:
+            file.write(b"more")
+        until(lambda: len(signs) == 3)
+
+
+def test_who_waits_is_alive_as_long_as_the_one_that_it_waits_for(study, table, content, tmp_path):
+    folder = tmp_path / "node" / "fetched"
+    folder.mkdir(parents=True)
+    lock = os.open(folder / f"{content.sha256}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    signs = []
+    what = (table, content, study, tmp_path / "node", lambda: signs.append(None))
+    waiting = threading.Thread(target=fetch, args=what)
+    waiting.start()
+    for count in (1, 2, 3):
+        until(lambda count=count: len(signs) == count)
+        os.utime(lock)
+    os.close(lock)
+    waiting.join()
+    assert is_here(folder / f"{content.sha256}.arrow", content)
+
+
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_something_else_under_its_name_is_named_and_not_kept(study, table, content, tmp_path):

@@ -77,7 +77,7 @@ def test_a_training_on_fetched_tables_is_the_same(driver, job_of, keep_points, t
 def test_a_table_that_nobody_published_fails_in_words(driver, job_of, tmp_path):
     blind(tmp_path)
     with pytest.raises(DataError, match="does not see the prepared table"):
-        fetch_tables(driver)
+        fetch_tables(driver, patience=0)
     result = Worker(driver).run(job_of(), lambda point: True)
     assert result.status is Status.FAILED
     assert "ants-train.arrow" in result.error
