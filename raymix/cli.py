@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from upath import UPath
 
 from raymix.core.errors import RaymixError, StudyError
 from raymix.experiment.config import Experiment
@@ -192,16 +194,12 @@ def report(folder: Folder) -> None:
     with told():
         from raymix.report.table import report as tell
         from raymix.report.write import write_report
-        from raymix.storage.place import published
         from raymix.study.record import read
         from raymix.study.store import folder_of
 
         record = read(folder)
         console.print(tell(record))
-        home = folder_of(folder)
-        with published(home) as here:
-            for path in write_report(record, here):
-                console.print(f"written: {home / path.relative_to(here)}", soft_wrap=True)
+        _publish(folder_of(folder), partial(write_report, record))
 
 
 @app.command()
@@ -257,17 +255,23 @@ def export(
         from raymix.experiment.export import recipe_of
         from raymix.report.export import export as say
         from raymix.report.export import write
-        from raymix.storage.place import place, published
+        from raymix.storage.place import place
 
         files = say(recipe_of(folder), to)
         for name, text in files.items() if out is None else ():
             errors.print(f"# {name}", style="bold")
             typer.echo(text)
         if out is not None:
-            home = place(out)
-            with published(home) as here:
-                for path in write(files, here):
-                    console.print(f"written: {home / path.relative_to(here)}", soft_wrap=True)
+            _publish(place(out), partial(write, files))
+
+
+def _publish(home: UPath, write: Callable[[Path], Iterable[Path]]) -> None:
+    """Have files written to a folder, which may be in an object store, and say which."""
+    from raymix.storage.place import published
+
+    with published(home) as here:
+        for path in write(here):
+            console.print(f"written: {home / path.relative_to(here)}", soft_wrap=True)
 
 
 @app.command()

@@ -110,7 +110,7 @@ def _appended(folder: Path) -> dict[str, float]:
     for name, event in (("append, flushed (wall)", "told"), ("append (wall)", "reported")):
         every = [
             _clocked(lambda e=event: store.append(e, told), time.perf_counter) for _ in range(40)
-        ]  # type: ignore[misc]
+        ]
         found[name] = min(seconds for _, seconds in every)
     store.close()
     with path.open("r+") as file:
@@ -154,7 +154,7 @@ def _trained(study: Study, problem: Toy, trial: Trial) -> dict[str, float]:
     job, launching = _clocked(lambda: study.job(trial), clock)
     _, starting = _clocked(lambda: study.started(trial.number), clock)
     (result,) = problem.run([job], lambda number, point: bool(points.append(point)) or True)
-    hearing = [_clocked(lambda p=p: study.reported(trial.number, p), clock)[1] for p in points]  # type: ignore[misc]
+    hearing = [_clocked(lambda p=p: study.reported(trial.number, p), clock)[1] for p in points]
     _, telling = _clocked(lambda: study.tell(trial.number, result), clock)
     return {"job and started": launching + starting, "reported": min(hearing), "tell": telling}
 

@@ -17,7 +17,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import fsspec
 import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,10 +24,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import raymix
 from raymix.cluster.resources import Need
 from raymix.core.codec import decode, encode
-from raymix.core.errors import ClusterError
+from raymix.core.errors import ClusterError, ConfigError
 from raymix.core.job import Json
 from raymix.data.fetch import Content, is_here
-from raymix.storage.place import os_errors, place, write_whole
+from raymix.storage.place import check_writable, os_errors, place, read_whole, write_whole
 from raymix.train.config import Setup
 
 PACKAGES = ("ray", "torch", "transformers")
@@ -153,24 +152,22 @@ def _unseen(asked: Terms) -> list[str]:
 def _elsewhere(asked: Terms) -> list[str]:
     """Whether the folder here is the driver's, and can be written to."""
     try:
-        system, folder = fsspec.core.url_to_fs(asked.folder)
-        mark = system.cat_file(f"{folder}/{_MARK}").decode()
+        mark = read_whole(place(asked.folder) / _MARK).decode()
     except FileNotFoundError:
         mark = ""
-    except Exception as error:  # each file system has errors of its own
-        return [f"it cannot reach study.output_dir '{asked.folder}': {_said(error)}"]
+    except (OSError, ConfigError) as error:
+        why = error.__cause__ if isinstance(error, ConfigError) else error
+        return [f"it cannot reach study.output_dir '{asked.folder}': {_said(why)}"]
     if mark != asked.mark:
         return [f"it does not see study.output_dir '{asked.folder}'"]
-    own = f"{folder}/{_MARK}-{uuid.uuid4().hex}"
     try:
-        system.pipe_file(own, b"")
-        system.rm_file(own)
-    except Exception as error:
+        check_writable(place(asked.folder))
+    except OSError as error:
         return [f"it cannot write to study.output_dir '{asked.folder}': {_said(error)}"]
     return []
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 

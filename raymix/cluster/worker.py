@@ -98,13 +98,14 @@ class _Pulse:
     def __init__(self, desk: Any, every: float) -> None:
         self.job: TrainJob | None = None
         self._desk = desk
-        self._every = every
-        self._last = time.monotonic()
+        self._say = paced(self._beat, every)
 
     def __call__(self, *step: object) -> None:
-        now = time.monotonic()
-        if self.job is not None and now - self._last >= self._every:
-            self._last = now
+        if self.job is not None:
+            self._say()
+
+    def _beat(self) -> None:
+        if self.job is not None:
             self._desk.beat.remote(self.job.trial, self.job.attempt)
 
 

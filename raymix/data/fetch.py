@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -134,8 +133,7 @@ def _bring(
 ) -> None:
     # Only the holder of the lock writes it, over what one that was killed has left.
     draft = copy.with_name(f".draft-{copy.name}")
-    with _growing(draft, alive):
-        found = receive(shared, draft)
+    found = receive(shared, draft, alive)
     if found != content.sha256:
         draft.unlink()
         raise DataError(
@@ -143,28 +141,6 @@ def _bring(
             f"{content.sha256}; delete it and resume the study, it is published again"
         )
     draft.replace(copy)
-
-
-@contextmanager
-def _growing(path: Path, alive: Callable[[], None]) -> Iterator[None]:
-    """Call `alive` whenever another size is seen of the file at `path`, from a thread."""
-    done = threading.Event()
-
-    def watch() -> None:
-        seen = 0
-        while not done.wait(_ROUND):
-            with suppress(OSError):
-                before, seen = seen, path.stat().st_size
-                if seen != before:
-                    alive()
-
-    watching = threading.Thread(target=watch, name="fetching", daemon=True)
-    watching.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watching.join()
 
 
 @contextmanager

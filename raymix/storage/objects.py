@@ -121,8 +121,7 @@ class Objects:
         with os_errors(self._path):
             whole, used, foreign = _all(self._path)
             data = whole_lines(whole)
-            there = read_whole(self._path) if _is_file(self._path) else None
-            if there != data and (data or there is not None):
+            if used or data != whole:
                 write_whole(self._path, data)
             if used:
                 self._path.fs.rm(used)

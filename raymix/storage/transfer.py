@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def send(source: Path, target: UPath) -> None:
             draft.unlink(missing_ok=True)
 
 
-def receive(source: UPath, target: Path) -> str:
+def receive(source: UPath, target: Path, alive: Callable[[], None]) -> str:
     """Copy `source` to the local file `target`; the SHA-256 of what came.
+
+    `alive` is called after each block.
 
     Raises:
         OSError: it could not be read or written; FileNotFoundError: there is no `source`. What was
@@ -55,6 +58,7 @@ def receive(source: UPath, target: Path) -> str:
             while block := there.read(_BLOCK):
                 digest.update(block)
                 here.write(block)
+                alive()
             here.flush()
             os.fsync(here.fileno())
     except BaseException:

@@ -36,9 +36,13 @@ class On:
 
 def straight(folder, trials=2, toy=BRISK):
     """The history of the study that nothing happens to, trained in this process."""
-    study = toy_study(folder, trials)
+    return serially(toy_study(folder, trials), toy)
+
+
+def serially(study, runner):
+    """The history of a study trained in this process, one training after the other."""
     try:
-        run_serial(study, toy)
+        run_serial(study, runner)
         return study.history
     finally:
         study.close()
@@ -48,8 +52,13 @@ def through(folder, trainer, cluster=None, trials=2, resume=False, listeners=())
     """The history of a study on pools of `pool_trainers`; by default one pool of one worker."""
     cluster = cluster or Cluster(pools=1)
     study = toy_study(folder, trials, resume=resume, listeners=listeners)
+    return on_pools(study, toy_setup(folder), cluster, f"pool_trainers:{trainer}")
+
+
+def on_pools(study, setup, cluster, trainer):
+    """The history of a study trained on pools of a cluster."""
     try:
-        tune_study(study, toy_setup(folder), cluster, None, f"pool_trainers:{trainer}")
+        tune_study(study, setup, cluster, None, trainer)
         return study.history
     finally:
         study.close()

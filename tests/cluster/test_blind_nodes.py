@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pool_clusters import On, nothing_remains, ranks, same
+from pool_clusters import On, nothing_remains, on_pools, ranks, same, serially
 from pool_processes import log, wait_for
 
 from raymix.cluster.config import Cluster as Settings
-from raymix.cluster.tune import tune_study
 from raymix.core.errors import ClusterError
 from raymix.search.dirichlet import Dirichlet
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
 from raymix.study.plan import Confirm, Method, Plan
-from raymix.study.serial import run_serial
 from raymix.study.study import Study
 from raymix.train.local import LocalRunner
 
@@ -75,9 +73,7 @@ def small(tiny, cache):
 @pytest.fixture(scope="module")
 def untouched(small, tmp_path_factory):
     study, setup = small(tmp_path_factory.mktemp("straight"))
-    run_serial(study, LocalRunner(setup))
-    study.close()
-    return study.history
+    return serially(study, LocalRunner(setup))
 
 
 @pytest.fixture
@@ -122,12 +118,7 @@ def seen_from(node, folder):
 
 
 def through(one, pools, trainer="RealTrainer"):
-    study, setup = one
-    try:
-        tune_study(study, setup, Settings(pools=pools), trainer=f"pool_trainers:{trainer}")
-        return study.history
-    finally:
-        study.close()
+    return on_pools(*one, Settings(pools=pools), f"pool_trainers:{trainer}")
 
 
 def arrows(folder):

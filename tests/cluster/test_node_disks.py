@@ -5,17 +5,16 @@ import shutil
 import subprocess
 
 import pytest
-from pool_clusters import On, nothing_remains, same
+from pool_clusters import On, nothing_remains, on_pools, same, serially
 from pool_processes import log
 
 from raymix.cluster.config import Cluster
-from raymix.cluster.tune import TRAINER, tune_study
+from raymix.cluster.tune import TRAINER
 from raymix.core.errors import StudyError
 from raymix.search.dirichlet import Dirichlet
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
 from raymix.study.plan import Confirm, Method, Plan
-from raymix.study.serial import run_serial
 from raymix.study.study import Study
 from raymix.train.local import LocalRunner
 
@@ -54,18 +53,11 @@ def small(tiny):
 @pytest.fixture(scope="module")
 def untouched(small, tmp_path_factory):
     study, setup = small(tmp_path_factory.mktemp("straight"))
-    run_serial(study, LocalRunner(setup))
-    study.close()
-    return study.history
+    return serially(study, LocalRunner(setup))
 
 
 def through(one, trainer=TRAINER):
-    study, setup = one
-    try:
-        tune_study(study, setup, Cluster(pools=1), trainer=trainer)
-        return study.history
-    finally:
-        study.close()
+    return on_pools(*one, Cluster(pools=1), trainer)
 
 
 def test_a_checkpoint_cut_short_is_noticed_and_the_one_before_it_used(

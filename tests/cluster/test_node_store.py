@@ -1,17 +1,15 @@
 """A study on a real cluster that keeps all it writes in an object store; a worker dies in it."""
 
 import pytest
-from pool_clusters import nothing_remains, same
+from pool_clusters import nothing_remains, on_pools, same, serially
 
 from raymix.cluster.config import Cluster
-from raymix.cluster.tune import tune_study
 from raymix.search.dirichlet import Dirichlet
 from raymix.storage.place import place
 from raymix.strategy.multitask import MultiTask
 from raymix.study.objective import Objective
 from raymix.study.plan import Confirm, Method, Plan
 from raymix.study.record import read
-from raymix.study.serial import run_serial
 from raymix.study.study import Study
 from raymix.train.local import LocalRunner
 
@@ -43,17 +41,11 @@ def test_a_damaged_checkpoint_and_a_dead_worker_in_a_store_change_nothing(
         return Study(home, plan, {"data": "tiny"}), own
 
     straight, own = study_in(tmp_path / "straight", 8)
-    run_serial(straight, LocalRunner(own))
-    straight.close()
+    serially(straight, LocalRunner(own))
 
     home = f"{bucket}/runs"
     study, own = study_in(home, 4)
-    try:
-        tune_study(
-            study, own, Cluster(pools=1, num_workers=2), trainer="pool_trainers:StoreTrainer"
-        )
-    finally:
-        study.close()
+    on_pools(study, own, Cluster(pools=1, num_workers=2), "pool_trainers:StoreTrainer")
     points = sorted(path.name for path in (place(home) / "points").iterdir())
     # Killed at step 15 with the checkpoint of step 10 damaged: it goes on from that of step 5.
     assert [name[2:] for name in points if name.startswith("2-")] == [

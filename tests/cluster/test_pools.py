@@ -8,6 +8,7 @@ from pool_studies import ASHA, toy_setup, toy_study
 from pool_trainers import TOY
 
 from raymix.cluster.config import Cluster
+from raymix.cluster.rehearsal import held
 from raymix.cluster.single import train_on_pool
 from raymix.cluster.tune import tune_study
 from raymix.core.errors import ClusterError
@@ -31,23 +32,9 @@ def tiny_study(folder, space, trials=2, confirm=1):
     return Study(folder, plan, {"data": "tiny"})
 
 
-def left_over(ray):
-    """Actors that live and placement groups that hold something."""
-    from ray.util import placement_group_table
-
-    # Ray Train starts one coordinator per cluster, by name, that outlives all trainers.
-    actors = [
-        actor
-        for actor in ray._private.state.actors().values()
-        if actor["State"] != "DEAD" and actor["Name"] != "AutoscalingCoordinator"
-    ]
-    groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-    return [*actors, *groups]
-
-
-def nothing_is_left(ray):
+def nothing_is_left():
     end = time.monotonic() + 20
-    while left := left_over(ray):
+    while left := held():
         assert time.monotonic() < end, left
         time.sleep(0.1)
 
@@ -62,7 +49,7 @@ def test_a_study_on_a_pool_is_the_study_in_this_process(ray_here, tiny, tmp_path
     assert len(there.history) == 1 + 1 + 2 + 2
     assert all(trial.result.status is Status.DONE for trial in there.history)
     assert there.best() is not None
-    nothing_is_left(ray_here)
+    nothing_is_left()
     assert ray_here.is_initialized()
 
 
@@ -75,7 +62,7 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(ray_here, tmp_path):
         tune_study(study, toy_setup(tmp_path), Cluster(use_gpu=True))
     assert time.monotonic() - begun < 5
     assert len(study.history) == 0
-    nothing_is_left(ray_here)
+    nothing_is_left()
 
 
 @pytest.mark.slow
@@ -92,7 +79,7 @@ def test_one_training_on_a_pool_of_its_own(ray_here, tmp_path):
     (expected,) = TOY.run([job], lambda trial, point: True)
     assert found == expected
     assert tuple(points) == expected.curve
-    nothing_is_left(ray_here)
+    nothing_is_left()
 
 
 @pytest.mark.slow
@@ -105,7 +92,7 @@ def test_two_pools_with_asha_stop_trainings_and_the_workers_live_on(ray_here, tm
     assert all(len(t.result.curve) < 4 for t in stopped)
     after = [t for t in study.history if t.number > stopped[0].number]
     assert any(t.result.status is Status.DONE for t in after)
-    nothing_is_left(ray_here)
+    nothing_is_left()
 
 
 @pytest.mark.slow
@@ -143,7 +130,7 @@ def test_two_sharded_workers_find_what_one_finds(ray_here, tiny, tmp_path):
         )
         losses[workers] = [t.score for t in study.history]
     assert losses[2] == pytest.approx(losses[1], abs=1e-4)
-    nothing_is_left(ray_here)
+    nothing_is_left()
 
 
 @pytest.mark.slow
@@ -152,4 +139,4 @@ def test_trainings_that_fail_are_recorded_and_the_study_ends(ray_here, tmp_path)
     tune_study(study, toy_setup(tmp_path), Cluster(pools=1), None, "pool_trainers:WrongTrainer")
     assert [t.result.status for t in study.history][1:] == [Status.FAILED] * 4
     assert study.history.trials[1].result.error == "loss is NaN"
-    nothing_is_left(ray_here)
+    nothing_is_left()

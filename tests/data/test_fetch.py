@@ -16,6 +16,7 @@ import pytest
 from raymix.core.errors import DataError
 from raymix.data import fetch as module
 from raymix.data.fetch import Content, content_of, fetch, is_here, publish, shared_at
+from raymix.storage import transfer
 from raymix.storage.place import place
 
 BYTES = bytes(range(256)) * 40
@@ -150,7 +151,7 @@ def test_what_is_published_later_is_waited_for_with_signs_of_life(table, content
         fetch(table, content, tmp_path / "other", tmp_path / "another", alive, patience=0.1)
 
 
-def test_long_work_gives_signs_of_life(study, table, content, tmp_path):
+def test_long_work_gives_signs_of_life(study, table, content, tmp_path, monkeypatch):
     signs = []
     found = fetch(table, content, study, tmp_path / "node")
     before = found.stat().st_mtime_ns
@@ -158,11 +159,10 @@ def test_long_work_gives_signs_of_life(study, table, content, tmp_path):
     os.utime(found, ns=(before, before + 10**9))
     fetch(table, content, study, tmp_path / "node", lambda: signs.append(None))
     assert len(signs) == 1
-    with module._growing(found, lambda: signs.append(None)):
-        until(lambda: len(signs) == 2)
-        with found.open("ab") as file:
-            file.write(b"more")
-        until(lambda: len(signs) == 3)
+    # And for each block that has come.
+    monkeypatch.setattr(transfer, "_BLOCK", len(BYTES) // 2)
+    fetch(table, content, study, tmp_path / "another", lambda: signs.append(None))
+    assert len(signs) == 1 + -(-len(BYTES) // (len(BYTES) // 2))
 
 
 def test_who_waits_is_alive_as_long_as_the_one_that_it_waits_for(study, table, content, tmp_path):
