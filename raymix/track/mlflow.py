@@ -21,14 +21,13 @@ from raymix.core.forgetting import parted
 from raymix.core.job import Diagnostic, Point, Spent, Status
 from raymix.core.trial import RANKED, Role, Trial
 from raymix.track.entries import flat, last, metrics_of
+from raymix.track.found import STUDY, TRIAL, experiment_id, filled, search
 from raymix.track.null import About, Ending
 from raymix.track.outbox import Batch, Outbox, UnreachableError
 from raymix.track.stages import StageLog, strategy_params
 
 PARENT = -1
 """Stands for the study's own run where a trial's number stands for the trial's."""
-
-_STUDY, _TRIAL = "raymix.study", "raymix.trial"
 
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # the server's limits
 _LONGEST = 5000  # of a tag or parameter, below any store's limit
@@ -94,6 +93,9 @@ class MlflowTracker:
         self._tell = tell
         self._about = About("", "", 0)
         self._runs: dict[int, str] = {}
+        self._params: dict[int, set[str]] = {}
+        self._refused = ""
+        self._waited = False
         self._steps: dict[int, int] = {}
         self._open_trials: set[int] = set()
         self._whole: set[int] = set()
@@ -104,10 +106,17 @@ class MlflowTracker:
         self._outbox: Outbox[Metric] = Outbox(self._write, self._say)
 
     def study_started(self, about: About, told: Sequence[Trial] = ()) -> None:
-        """Open the study's run, or find it again; write what a former server never heard."""
+        """Open the study's run, or find it again; write what a former server never heard.
+
+        Raises ConfigError where the server answers that it will not have the experiment.
+        """
         self._about = about
         self._outbox.put(self._open)
         self._outbox.first_pass(_FIRST_SECONDS)
+        self._waited = True
+        if self._refused:
+            self._outbox.close(0.0)
+            raise ConfigError(f"tracking.experiment_name '{self._experiment}': {self._refused}")
         for trial in told:
             self._known[trial.number] = trial
             final = (*self._last(trial), *self._stages.closed(trial))
@@ -142,6 +151,7 @@ class MlflowTracker:
     def study_ended(self, ending: Ending) -> None:
         """Close the study's run; waits until everything is written, half a minute at the most."""
         self._outbox.put(partial(self._end, ending))
+        self._outbox.put(self._tidy)
         left = self._outbox.close(_LAST_SECONDS)
         if left:
             self._say(f"MLflow at {self._uri} lacks the last {left} entries; the history has them")
@@ -157,47 +167,48 @@ class MlflowTracker:
         except Exception as error:
             if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
                 raise
-            first = str(error).strip().splitlines()[0][:300]
-            raise UnreachableError(
-                f"MLflow at {self._uri} cannot be reached; the study goes on and its history has "
-                f"everything ({first})"
-            ) from error
+            raise self._unreached(error) from error
+
+    def _unreached(self, error: Exception) -> UnreachableError:
+        first = str(error).strip().splitlines()[0][:300]
+        return UnreachableError(
+            f"MLflow at {self._uri} cannot be reached; the study goes on and its history has "
+            f"everything ({first})"
+        )
 
     def _open(self) -> None:
-        self._reach(self._open_now)
+        try:
+            self._reach(self._open_now)
+        except MlflowException as error:
+            if self._waited:
+                raise self._unreached(error) from error
+            self._refused = f"{error.message} ({self._uri})"
 
     def _open_now(self) -> None:
-        found = self._client.get_experiment_by_name(self._experiment)
-        experiment = found or self._client.get_experiment(
-            self._client.create_experiment(self._experiment, _artifacts(self._uri))
-        )
-        self._experiment_id = experiment.experiment_id
-        mine = f"tags.`{_STUDY}` = '{self._about.id}'"
-        for run in self._search(mine):
-            trial = run.data.tags.get(_TRIAL)
-            self._runs[PARENT if trial is None else int(trial)] = run.info.run_id
+        self._experiment_id = experiment_id(self._client, self._experiment, self._uri)
+        # Of two runs of one trial the fuller one is in use: see `_tidy`.
+        for run in sorted(self._search(), key=filled):
+            trial = run.data.tags.get(TRIAL)
+            number = PARENT if trial is None else int(trial)
+            self._runs[number] = run.info.run_id
             if trial is not None and run.info.status in ("FINISHED", "FAILED"):
-                self._whole.add(int(trial))
+                self._whole.add(number)
+            else:
+                self._params[number] = set(run.data.params)
         if PARENT in self._runs:
             self._client.update_run(self._runs[PARENT], status="RUNNING")
-            return
-        tags = {_STUDY: self._about.id, "seed": str(self._about.seed), "role": "study"}
-        run = self._client.create_run(
-            self._experiment_id,
-            tags={**tags, "data_fingerprint": self._about.data},
-            run_name=self._about.name,
-        )
-        self._runs[PARENT] = run.info.run_id
+        else:
+            tags = {STUDY: self._about.id, "seed": str(self._about.seed), "role": "study"}
+            run = self._client.create_run(
+                self._experiment_id,
+                tags={**tags, "data_fingerprint": self._about.data},
+                run_name=self._about.name,
+            )
+            self._runs[PARENT] = run.info.run_id
         self._log_params(PARENT, flat(self._about.config))
 
-    def _search(self, condition: str) -> list[mlflow.entities.Run]:
-        found, token = [], None
-        while True:
-            page = self._client.search_runs([self._experiment_id], condition, page_token=token)
-            found.extend(page)
-            token = page.token
-            if not token:
-                return found
+    def _search(self, *conditions: str) -> list[mlflow.entities.Run]:
+        return search(self._client, self._experiment_id, self._about.id, *conditions)
 
     def _open_trial(self, trial: Trial, order: _Order) -> None:
         self._reach(partial(self._open_trial_now, trial, order))
@@ -206,13 +217,13 @@ class MlflowTracker:
         self._open_trials.add(trial.number)
         if trial.number in self._runs:
             self._client.update_run(self._runs[trial.number], status="RUNNING")
-            return
-        run = self._client.create_run(
-            self._experiment_id,
-            tags={**self._tags(trial), **order.tags, "mlflow.parentRunId": self._runs[PARENT]},
-            run_name=f"{self._about.name}/{self._label(trial)}",
-        )
-        self._runs[trial.number] = run.info.run_id
+        else:
+            run = self._client.create_run(
+                self._experiment_id,
+                tags={**self._tags(trial), **order.tags, "mlflow.parentRunId": self._runs[PARENT]},
+                run_name=f"{self._about.name}/{self._label(trial)}",
+            )
+            self._runs[trial.number] = run.info.run_id
         weights = {f"weights.{k}": f"{v:.6g}" for k, v in trial.mixture.as_dict().items()}
         plain = {
             "method": self._method(trial),
@@ -267,8 +278,8 @@ class MlflowTracker:
         )
         return {
             **confirms,
-            _STUDY: self._about.id,
-            _TRIAL: str(trial.number),
+            STUDY: self._about.id,
+            TRIAL: str(trial.number),
             "searcher": trial.method,
             "group": self._group(trial),
             "seed": str(trial.seed),
@@ -277,9 +288,13 @@ class MlflowTracker:
         }
 
     def _log_params(self, run: int, params: Mapping[str, str]) -> None:
-        entries = [Param(name, value[:_LONGEST]) for name, value in params.items()]
+        """Write what the server has not yet; a parameter is written once."""
+        known = self._params.setdefault(run, set())
+        entries = [Param(n, v[:_LONGEST]) for n, v in params.items() if n not in known]
         for start in range(0, len(entries), _PARAMS_AT_ONCE):
-            self._client.log_batch(self._runs[run], params=entries[start : start + _PARAMS_AT_ONCE])
+            part = entries[start : start + _PARAMS_AT_ONCE]
+            self._client.log_batch(self._runs[run], params=part)
+            known.update(entry.key for entry in part)
 
     def _write(self, run: int, metrics: list[Metric]) -> None:
         def write() -> None:
@@ -306,6 +321,7 @@ class MlflowTracker:
             self._client.log_batch(self._runs[trial.number], tags=tags)
             self._client.set_terminated(self._runs[trial.number], ending)
             self._open_trials.discard(trial.number)
+            self._params.pop(trial.number, None)
 
         self._reach(end)
 
@@ -330,6 +346,16 @@ class MlflowTracker:
             status = _ENDINGS[ending] if number == PARENT else _ENDINGS[Ending.INTERRUPTED]
             self._reach(partial(self._client.set_terminated, run, status))
 
+    def _tidy(self) -> None:
+        """Delete runs that nobody writes to.
+
+        A request that the server answers too late is sent again, and each makes a run.
+        """
+        used = set(self._runs.values())
+        for run in self._search("attributes.status = 'RUNNING'"):
+            if run.info.run_id not in used:
+                self._client.delete_run(run.info.run_id)
+
     # ---- the study's own curve ----
 
     def _count(self, trial: Trial) -> tuple[Metric, ...]:
@@ -343,11 +369,3 @@ class MlflowTracker:
             for name, value in encode(spent).items():
                 total[f"cost/{name}"] = total.get(f"cost/{name}", 0.0) + value
         return metrics_of({"best/score": self._best, **total}, len(self._spent))
-
-
-def _artifacts(uri: str) -> str | None:
-    """Beside the database, where there is no server; MLflow's default is the working folder."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    database = Path(uri.removeprefix("sqlite:///")).resolve()
-    return (database.parent / "mlruns").as_uri()

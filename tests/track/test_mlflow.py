@@ -32,12 +32,6 @@ pytestmark = [
 TOY = Toy(noise=0.01)
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    """A database made once: its hundred migrations take seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 def study_of(folder, listeners=(), trials=2, resume=False):
     methods = (Method("dirichlet", Dirichlet(), trials),)
     plan = Plan(TOY.space(), MultiTask(), Objective(), methods, confirm=Confirm(1, 1))

@@ -79,11 +79,6 @@ def metrics(losses):
     return {f"eval/{name}/loss": loss for name, loss in zip(NAMES, losses, strict=True)}
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 def study_of(folder, strategy, listeners=(), resume=False, trials=1):
     methods = (Method("dirichlet", Dirichlet(), trials),)
     plan = Plan(Toy().space(), strategy, Objective(), methods, confirm=Confirm(0, 0))
