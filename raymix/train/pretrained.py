@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -162,10 +163,27 @@ def adapted(module: Any, training: Training) -> Any:
     with warnings.catch_warnings():
         # peft 0.21 asks the model a question that has a newer name in transformers 5.23.
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # refused below
         try:
-            return get_peft_model(module, config)
+            made = get_peft_model(module, config)
         except ValueError as error:
             raise TrainingError(f"training.lora_target_modules: {error}") from error
+    _refuse_tied(made.get_base_model())
+    return made
+
+
+def _refuse_tied(inner: Any) -> None:
+    """Adapters of one of two layers that share a weight cannot be added into it."""
+    if not inner.config.get_text_config().tie_word_embeddings:
+        return
+    ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    names = [n for n, part in inner.named_modules() if part in ends]
+    if any(isinstance(part, BaseTunerLayer) for part in ends):
+        raise TrainingError(
+            f"training.lora_target_modules: {' and '.join(names)} share one weight (the model's "
+            "tie_word_embeddings), which no adapter of one of them can be added into; leave them "
+            "out, or start from a model whose head has a weight of its own"
+        )
 
 
 def _blocks(inner: Any) -> list[nn.Module]:

@@ -119,6 +119,24 @@ def test_merged_adapters_are_in_a_plain_model(family, kinds, setup_of, job_of, t
     assert names == set(model.named(Part.WEIGHTS))
 
 
+def test_adapters_of_a_head_are_merged_where_its_weight_is_its_own(setup_of, job_of, tmp_path):
+    head = {"lora_r": 4, "lora_target_modules": ("q_proj", "lm_head"), "learning_rate": 0.02}
+    job = job_of()
+    job = staged(job, stage(job, "lora", 40))
+    model = _saved(setup_of("untied", merge_lora=True, **head), job, tmp_path / "final")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    _close(_ours(model, adapted=True), _theirs(merged))
+    refused = {
+        ("q_proj", "lm_head"): "model.embed_tokens and lm_head share",
+        r".*\.(q_proj|embed_tokens)": "model.embed_tokens and lm_head share",
+    }
+    for targets, name in refused.items():
+        setup = setup_of("llama", **{**head, "lora_target_modules": targets}, use_peft=True)
+        result = Worker(setup).run(job, lambda point: True)
+        assert result.status is Status.FAILED
+        assert f"training.lora_target_modules: {name}" in result.error
+
+
 def test_a_model_of_another_kind_is_replaced_whole(setup_of, job_of, tmp_path):
     job, folder = job_of(), tmp_path / "final"
     _saved(setup_of(num_virtual_tokens=3), promot(job), folder)
