@@ -50,7 +50,7 @@ SAVES = 5
 """Reports from one checkpoint to the next."""
 BLIND = ("dirichlet",)
 """Methods whose proposals do not depend on what the others have come to."""
-PATIENCE = 30.0
+PATIENCE = 90.0
 """Seconds that what is ending may take to end."""
 
 console = Console(width=140, highlight=False)

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,30 @@ NAMES = ("ants", "bees")
 VOCABULARY = 64
 
 
+@pytest.fixture(scope="session")
+def patient():
+    """Ray gives a node that it starts half a minute; on a busy machine it may need longer."""
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def waiting(*args):
+        end = time.monotonic() + 150
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", waiting)
+        yield
+
+
 @pytest.fixture(scope="module")
-def ray_here():
+def ray_here(patient):
     """Ray with four CPUs (they need not exist), started by the test as a notebook would."""
     import ray
 
@@ -61,7 +84,7 @@ def start():
 
 
 @pytest.fixture(scope="session")
-def two_nodes(_object_store):
+def two_nodes(_object_store, patient):
     """A head without CPUs and two nodes with two each; one for all tests, it starts slowly.
 
     What runs there knows where the object store is.

@@ -13,7 +13,7 @@ def job(trial, model="target", attempt=0):
 
 
 def run(play):
-    asyncio.run(asyncio.wait_for(play(Desk()), 10))
+    asyncio.run(asyncio.wait_for(play(Desk()), 60))
 
 
 async def soon(awaitable):

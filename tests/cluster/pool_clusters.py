@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import psutil
 from pool_studies import toy_setup, toy_study
-from pool_trainers import BRISK
+from pool_trainers import BRISK, ONWARD
 
 from raymix.cluster.config import Cluster
 from raymix.cluster.rehearsal import held
@@ -34,6 +34,23 @@ class On:
         pass
 
 
+class Onward:
+    """A listener, the last one: once the others have heard a step of trial 2, it goes on."""
+
+    def __init__(self, folder, step=5):
+        self.folder, self.step = folder, step
+
+    def trial_started(self, trial):
+        pass
+
+    def reported(self, trial, point: Point):
+        if (trial.number, point.step) == (2, self.step):
+            (self.folder / ONWARD).touch()
+
+    def trial_ended(self, trial):
+        pass
+
+
 def straight(folder, trials=2, toy=BRISK):
     """The history of the study that nothing happens to, trained in this process."""
     return serially(toy_study(folder, trials), toy)
@@ -51,6 +68,7 @@ def serially(study, runner):
 def through(folder, trainer, cluster=None, trials=2, resume=False, listeners=()):
     """The history of a study on pools of `pool_trainers`; by default one pool of one worker."""
     cluster = cluster or Cluster(pools=1)
+    listeners = (*listeners, Onward(folder))
     study = toy_study(folder, trials, resume=resume, listeners=listeners)
     return on_pools(study, toy_setup(folder), cluster, f"pool_trainers:{trainer}")
 
@@ -95,7 +113,7 @@ def remains(ray, folder):
     return [*processes, *held()]
 
 
-def nothing_remains(ray, folder, seconds=30):
+def nothing_remains(ray, folder, seconds=90):
     end = time.monotonic() + seconds
     while left := remains(ray, folder):
         assert time.monotonic() < end, left

@@ -1,7 +1,9 @@
 """Studies in processes of their own, and what they leave behind."""
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,7 +41,16 @@ def log(folder):
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def wait_for(condition, seconds=60):
+def free_port():
+    """A port below those that the kernel may give to somebody else before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+
+
+def wait_for(condition, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -63,7 +74,7 @@ def alive(processes):
     found = []
     for process in processes:
         try:
-            if process.status() != psutil.STATUS_ZOMBIE:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.NoSuchProcess:
             pass

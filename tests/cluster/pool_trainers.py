@@ -12,6 +12,15 @@ from raymix.testing.toy import Toy
 TOY = Toy(steps=4, noise=0.02)
 LONG = Toy(steps=40, noise=0.02)
 DEADLY = 3
+ONWARD = "onward"
+"""The file in a study's folder that says: what was to happen in trial 2 has happened."""
+
+
+def _await(path):
+    """Wait for a file, a minute at the most."""
+    end = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 class ToyTrainer:
@@ -37,7 +46,7 @@ class SlowTrainer(ToyTrainer):
     """Leaves its process id and a checkpoint: the last step's number.
 
     A job delivered again skips the steps that its checkpoint has. A tenth of a second a step, where
-    a test has something happen: in the second halves of the trainings 2 and 3.
+    a test has something happen: in the second half of training 3, which does not end before.
     """
 
     toy = LONG
@@ -55,11 +64,16 @@ class SlowTrainer(ToyTrainer):
         with (self.folder / "log").open("a") as log:
             log.write(f"{job.trial} {job.attempt} {point.step} {os.getpid()}\n")
         go_on = report(point)
-        checkpoint.write_text(str(point.step))
+        # Whole or not at all: what a test has happen may kill this process at any moment.
+        draft = checkpoint.with_name(f"draft-{os.getpid()}")
+        draft.write_text(str(point.step))
+        draft.replace(checkpoint)
         return go_on
 
     def pause(self, job, point):
-        return 0.1 if job.trial in (2, 3) and point.step >= 20 else 0.0
+        if (job.trial, job.attempt, point.step) == (3, 0, self.toy.steps):
+            return 60.0
+        return 0.1 if job.trial == 3 and point.step >= 20 else 0.0
 
 
 class DeadlyTrainer(ToyTrainer):
@@ -92,7 +106,8 @@ BRISK = Toy(steps=10, noise=0.02)
 class BriskTrainer(SlowTrainer):
     """As SlowTrainer, each training a second; notes on which node each rank ran.
 
-    Trial 2 waits after its fifth step for what is to happen there, however busy the machine is.
+    Trial 2 waits after its fifth step for what is to happen there, however busy the machine is:
+    until `Onward` has heard of it, and two seconds more.
     """
 
     toy = BRISK
@@ -106,7 +121,10 @@ class BriskTrainer(SlowTrainer):
             ranks.write(f"{os.getpid()} {world.rank} {world.size} {node}\n")
 
     def pause(self, job, point):
-        return 2.0 if (job.trial, job.attempt, point.step) == (2, 0, 6) else 0.1
+        if (job.trial, job.attempt, point.step) != (2, 0, 6):
+            return 0.1
+        _await(self.folder / ONWARD)
+        return 2.0
 
 
 class BriskDeadlyTrainer(BriskTrainer):
@@ -138,7 +156,7 @@ class HangingTrainer(BriskTrainer):
 
         weight = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.SGD([weight])
-        for _ in range(80):
+        for _ in range(200):
             time.sleep(0.1)
             weight.grad = torch.ones(1)
             optimizer.step()
@@ -199,6 +217,14 @@ class CutTrainer(RealTrainer):
             weights = newest / "model.safetensors"
             os.truncate(weights, weights.stat().st_size // 2)
             os._exit(1)
+
+
+class AwaitingRealTrainer(RealTrainer):
+    """The first delivery of trial 2 waits at its fifteenth step for what is to happen."""
+
+    def each(self, job, point):
+        if (job.trial, job.attempt, point.step) == (2, 0, 15):
+            _await(self.folder / ONWARD)
 
 
 class HeldRealTrainer(RealTrainer):

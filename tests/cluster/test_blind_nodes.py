@@ -22,7 +22,7 @@ from raymix.train.local import LocalRunner
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     # Ray's test cluster reads Ray Data's settings, which name what newer versions will drop.
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data"),
     # It leaves the pipes of its processes to the garbage collector.
@@ -77,7 +77,7 @@ def untouched(small, tmp_path_factory):
 
 
 @pytest.fixture
-def cluster(cache, tmp_path, monkeypatch):
+def cluster(cache, patient, tmp_path, monkeypatch):
     """A head without CPUs, where the driver is, and what adds nodes that see its cache or not."""
     import ray
     from ray._private import services
@@ -160,6 +160,7 @@ def test_a_training_goes_on_from_its_checkpoint_on_a_node_that_came_later_and_do
         assert not (folder / "data").exists()
         later.append(add(sees=False, cpus=1))
         wait_for(lambda: len(arrows(folder / "data")) == 6)
+        wait_for(lambda: any(line[:3] == (2, 0, 15) for line in log(folder)))
         nodes.remove_node(first, allow_graceful=False)
 
     moving = small(folder, listeners=[On(2, 10, move)])

@@ -17,7 +17,7 @@ from raymix.study.record import read
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     # Ray Train imports Ray Data, which reads settings of its own that it calls deprecated.
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data"),
 ]
@@ -46,11 +46,12 @@ def test_a_signal_leaves_no_process_and_the_study_goes_on_where_it_was(
     assert len(everyone) > 5
     begun = time.monotonic()
     (os.killpg if hang_up else os.kill)(process.pid, number)
-    output = finish(process, 60)
+    output = finish(process, 120)
     assert process.returncode == 130, output
     assert "interrupted" in output
-    assert time.monotonic() - begun < 30
-    wait_for(lambda: not alive(everyone), 20)
+    assert time.monotonic() - begun < 60
+    # Ray's two agents may find a minute later that their parent, too slow to end, was killed.
+    wait_for(lambda: not alive(everyone), 90)
 
     seen = log(tmp_path)
     history = through(tmp_path, "SlowTrainer", resume=True)
@@ -62,7 +63,7 @@ def test_a_signal_leaves_no_process_and_the_study_goes_on_where_it_was(
 
 def test_a_killed_driver_takes_everything_with_it(start, tmp_path, untouched_long):
     process = start(tmp_path, "SlowTrainer")
-    comes_to(process, tmp_path, trial=2, step=20)
+    comes_to(process, tmp_path, trial=3, step=20)
     everyone = family(process)
     process.kill()
     finish(process, 60)

@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pool_processes import HERE, alive, family, names, wait_for
+from pool_processes import HERE, alive, family, free_port, names, wait_for
 
 from raymix.core.job import Status
 from raymix.study.record import read
@@ -26,18 +25,12 @@ RAYS_OWN = {"ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoo
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
 def answer(url, token=None):
     """The status of the dashboard's answer, 0 where there is none."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=5
+            urllib.request.Request(url, headers=headers), timeout=60
         ) as said:
             return said.status
     except urllib.error.HTTPError as error:
@@ -85,9 +78,9 @@ def head():
             one.kill()
         process.wait()
         psutil.wait_procs(started, timeout=30)
-        left = [name for name in names(psutil.process_iter()) if str(temp) in name]
+        # What one of them has started meanwhile ends when it finds its parent gone.
+        wait_for(lambda: not any(str(temp) in name for name in names(psutil.process_iter())), 90)
         shutil.rmtree(temp, ignore_errors=True)
-        assert left == []
 
 
 def submitted(url, environment, *command):

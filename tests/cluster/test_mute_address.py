@@ -13,6 +13,7 @@ from raymix.core.errors import ClusterError
 
 def test_an_address_that_says_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(session, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with (

@@ -5,11 +5,10 @@ import shutil
 import subprocess
 
 import pytest
-from pool_clusters import On, nothing_remains, on_pools, same, serially
+from pool_clusters import On, Onward, nothing_remains, on_pools, same, serially
 from pool_processes import log
 
 from raymix.cluster.config import Cluster
-from raymix.cluster.tune import TRAINER
 from raymix.core.errors import StudyError
 from raymix.search.dirichlet import Dirichlet
 from raymix.strategy.multitask import MultiTask
@@ -20,7 +19,7 @@ from raymix.train.local import LocalRunner
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(900),
     # Ray's test cluster reads Ray Data's settings, which name what newer versions will drop.
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data"),
     # It leaves the pipes of its processes to the garbage collector.
@@ -56,8 +55,8 @@ def untouched(small, tmp_path_factory):
     return serially(study, LocalRunner(setup))
 
 
-def through(one, trainer=TRAINER):
-    return on_pools(*one, Cluster(pools=1), trainer)
+def through(one, trainer="AwaitingRealTrainer"):
+    return on_pools(*one, Cluster(pools=1), f"pool_trainers:{trainer}")
 
 
 def test_a_checkpoint_cut_short_is_noticed_and_the_one_before_it_used(
@@ -65,7 +64,7 @@ def test_a_checkpoint_cut_short_is_noticed_and_the_one_before_it_used(
 ):
     import ray
 
-    history = through(small(tmp_path), "pool_trainers:CutTrainer")
+    history = through(small(tmp_path), "CutTrainer")
     points = [(attempt, step) for trial, attempt, step, _ in log(tmp_path) if trial == 2]
     # Killed at step 15, the checkpoint of step 10 cut: it goes on from that of step 5.
     assert points == [(0, 5), (0, 10), (0, 15), (1, 10), (1, 15), (1, 20)]
@@ -101,7 +100,7 @@ def test_a_full_disk_ends_the_study_in_words_and_it_goes_on_where_it_was(
             except OSError:
                 ballast.unlink()
 
-    study = small(disk, listeners=[On(2, 10, fill)])
+    study = small(disk, listeners=[On(2, 10, fill), Onward(disk, 10)])
     with pytest.raises(StudyError) as error:
         through(study)
     assert "trial 2 was stopped: cannot write checkpoint" in str(error.value)

@@ -16,7 +16,7 @@ from raymix.study.record import read
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(900),
     # Ray's test cluster reads Ray Data's settings, which name what newer versions will drop.
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data"),
     # It leaves the pipes of its processes to the garbage collector.
@@ -85,7 +85,7 @@ def test_a_training_that_hangs_is_ended_and_one_that_only_says_nothing_is_not(
 ):
     import ray
 
-    history = through(tmp_path, "HangingTrainer", Cluster(pools=1, step_timeout=5))
+    history = through(tmp_path, "HangingTrainer", Cluster(pools=1, step_timeout=15))
     assert same(history, untouched)
     # One slept in Python, one was stopped by a signal, one took steps for longer than the limit.
     assert deliveries(tmp_path, HANGING) == [0, 1]
@@ -98,8 +98,8 @@ def test_a_training_that_hangs_is_ended_and_one_that_only_says_nothing_is_not(
 def test_workers_that_hang_as_they_start_are_replaced(nodes, tmp_path, untouched, monkeypatch):
     import ray
 
-    monkeypatch.setattr(fleet, "START", 20.0)
-    history = through(tmp_path, "StuckTrainer", Cluster(pools=1, step_timeout=5))
+    monkeypatch.setattr(fleet, "START", 60.0)
+    history = through(tmp_path, "StuckTrainer", Cluster(pools=1, step_timeout=30))
     assert same(history, untouched)
     assert all(deliveries(tmp_path, number) == [0] for number in range(1, 5))
     assert len(pids(tmp_path)) == 2
@@ -130,7 +130,7 @@ def test_a_second_driver_is_refused_and_a_killed_one_is_followed_by_the_next(
     first = start(tmp_path, "HeldTrainer")
     comes_to(first, tmp_path, trial=2, step=4)
     second = start(tmp_path, "HeldTrainer")
-    output = finish(second, 60)
+    output = finish(second, 120)
     assert second.returncode == 1
     assert f"another driver (pid {first.pid} on " in output
     assert first.poll() is None
@@ -142,7 +142,7 @@ def test_a_second_driver_is_refused_and_a_killed_one_is_followed_by_the_next(
     assert pending == [2]
 
     third = start(tmp_path, "HeldTrainer")
-    output = finish(third, 120)
+    output = finish(third)
     assert third.returncode == 0, output
     assert same(read(tmp_path).history, untouched)
     assert deliveries(tmp_path, 2) == [0, 1]
@@ -166,7 +166,8 @@ def test_a_node_goes_in_mid_trial_and_another_comes(nodes, tmp_path, untouched):
     finally:
         nodes.add_node(num_cpus=2, object_store_memory=80_000_000)
     assert removed
-    assert time.monotonic() - begun < 90
+    # Less than workers wait for room: they did not wait for the node that has gone.
+    assert time.monotonic() - begun < 250
     assert same(history, untouched)
     assert deliveries(tmp_path, 2) == [0, 1]
     steps = [(attempt, step) for number, attempt, step, _ in log(tmp_path) if number == 2]

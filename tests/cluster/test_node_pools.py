@@ -8,7 +8,7 @@ from raymix.cluster.config import Cluster
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(900),
     # Ray's test cluster reads Ray Data's settings, which name what newer versions will drop.
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data"),
     # It leaves the pipes of its processes to the garbage collector.

@@ -89,7 +89,7 @@ def test_waiting_ending_and_asking_for_more():
 
 
 @pytest.mark.slow
-def test_the_example_finds_the_optimum(monkeypatch):
+def test_the_example_finds_the_optimum(patient, monkeypatch):
     import runpy
     from pathlib import Path
 

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -12,14 +11,15 @@ import urllib.request
 import pytest
 from mlflow import MlflowClient
 from pool_clusters import On, nothing_remains, same, straight, through
-from pool_processes import wait_for
+from pool_processes import free_port, wait_for
 
+from raymix.track import mlflow as track
 from raymix.track.mlflow import MlflowTracker
 from raymix.track.null import About, Ending
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(900),
     # Ray's test cluster reads Ray Data's settings, which name what newer versions will drop.
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data"),
     # It leaves the pipes of its processes to the garbage collector.
@@ -32,9 +32,7 @@ class Server:
 
     def __init__(self, folder):
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process = None
 
@@ -88,9 +86,11 @@ def written(server):
     return runs, found
 
 
-def test_no_metric_is_lost_while_the_server_is_down(nodes, server, tmp_path):
+def test_no_metric_is_lost_while_the_server_is_down(nodes, server, tmp_path, monkeypatch):
     import ray
 
+    # A server that has just come back and is slow is not down.
+    monkeypatch.setattr(track, "_LAST_SECONDS", 240.0)
     folder, told = tmp_path / "study", []
     tracker = MlflowTracker(server.uri, tell=told.append)
     tracker.study_started(About("one", "toy", 0))

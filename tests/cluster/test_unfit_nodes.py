@@ -43,6 +43,8 @@ def another(two_nodes, address, monkeypatch):
     yield add
     for node in added:
         two_nodes.remove_node(node)
+    # One that was too slow to say good-bye is missed only after seconds.
+    two_nodes.wait_for_nodes(60)
 
 
 def refused(folder, setup=None, **settings):

@@ -68,7 +68,7 @@ def test_bad_options_are_refused_before_anything_starts(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_all_of_it_in_small(script, tmp_path):
     small = ["--domains", "3", "--trials", "4", "--steps", "60", "--seeds", "1"]
     said = ran("node_lost.py", ["--folder", "out", *small], tmp_path).stdout
