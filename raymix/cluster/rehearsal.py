@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil  # comes with Ray
 import ray
+from ray._private import services
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
@@ -16,6 +18,9 @@ from raymix.cluster.session import quiet
 
 _STORE_BYTES = 80_000_000
 """Object store of a node. Data and weights are memory-mapped files, never objects."""
+
+_START = 150.0
+"""Seconds that a node may take to start."""
 
 _NOTICED = {"health_check_period_ms": 1000}
 """A dead node is known to be dead after five seconds, in place of fifteen."""
@@ -42,14 +47,37 @@ def machines(nodes: int, cpus: int) -> Iterator[Cluster]:
     small = {"object_store_memory": _STORE_BYTES}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _NOTICED, **small}
     # What Ray says of other clusters on this machine is of no concern here.
-    with quiet():
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+    with patient():
+        with quiet():
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            for _ in range(nodes):
+                join(cluster, cpus)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Ray gives a node that it starts here half a minute; on a busy machine it may need longer."""
+    get_node = services.get_node
+
+    def waiting(*args: Any) -> Any:
+        end = time.monotonic() + _START
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = waiting
     try:
-        for _ in range(nodes):
-            join(cluster, cpus)
-        yield cluster
+        yield
     finally:
-        cluster.shutdown()
+        services.get_node = get_node
 
 
 def join(cluster: Cluster, cpus: int) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -33,6 +34,9 @@ _BEAT = 10.0
 
 _DEAD = 3.5
 """Beats without a change after which a lease's holder is taken for dead."""
+
+_LOOKS = 5
+"""At a lease in each beat, by one who waits whether it is renewed."""
 
 _LATEST = 10.0
 """Seconds after which even a line that is not to be durable is written with the next one."""
@@ -282,9 +286,9 @@ class _Lease:
             held.get("owner", "unknown"),
             patience,
         )
-        end = time.monotonic() + patience
-        while time.monotonic() < end:
-            time.sleep(self._beat / 5)
+        # Looks are counted, not seconds: this process may have been stopped for longer than that.
+        for _ in range(math.ceil(_LOOKS * _DEAD)):
+            time.sleep(self._beat / _LOOKS)
             now = _told(self._path)
             if not now:
                 return

