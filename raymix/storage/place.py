@@ -154,10 +154,10 @@ def write_whole(path: UPath, data: bytes) -> None:
 def drafted(path: UPath) -> Iterator[Path]:
     """An empty local file that is to become `path`, whose folder is made; as `write_whole`."""
     # Not `mkstemp` beside it: the file is to be as readable for others as any that is written.
-    scratch = Path(path.parent) if isinstance(path, Path) else Path(tempfile.gettempdir())
+    beside = Path(path.parent) if isinstance(path, Path) else scratch().folder
     with os_errors(path):
         make(path.parent)
-        draft = scratch / f".draft-{uuid.uuid4().hex}"
+        draft = beside / f".draft-{uuid.uuid4().hex}"
         draft.touch()
         try:
             yield draft
@@ -251,7 +251,7 @@ def published(folder: UPath) -> Iterator[Path]:
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="raymix-") as own:
+    with tempfile.TemporaryDirectory(dir=scratch().folder) as own:
         here = Path(own) / "files"
         here.mkdir()
         try:

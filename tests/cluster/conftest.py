@@ -70,7 +70,7 @@ def start():
 
 
 @pytest.fixture(scope="session")
-def two_nodes(_object_store, patient):
+def two_nodes(_object_store):
     """A head without CPUs and two nodes with two each; one for all tests, it starts slowly.
 
     What runs there knows where the object store is.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raymix.core.errors import ConfigError
+from raymix.storage.place import place, write_whole
 from raymix.testing.toy import Toy
 
 TOY = Toy(steps=4, noise=0.02)
@@ -65,9 +66,7 @@ class SlowTrainer(ToyTrainer):
             log.write(f"{job.trial} {job.attempt} {point.step} {os.getpid()}\n")
         go_on = report(point)
         # Whole or not at all: what a test has happen may kill this process at any moment.
-        draft = checkpoint.with_name(f"draft-{os.getpid()}")
-        draft.write_text(str(point.step))
-        draft.replace(checkpoint)
+        write_whole(checkpoint, str(point.step).encode())
         return go_on
 
     def pause(self, job, point):
@@ -107,7 +106,7 @@ class BriskTrainer(SlowTrainer):
     """As SlowTrainer, each training a second; notes on which node each rank ran.
 
     Trial 2 waits after its fifth step for what is to happen there, however busy the machine is:
-    until `Onward` has heard of it, and two seconds more.
+    until `onward` has heard of it, and two seconds more.
     """
 
     toy = BRISK
@@ -242,15 +241,12 @@ class StoreTrainer:
     """
 
     def __init__(self, setup, world):
-        from raymix.storage.place import place
         from raymix.train.worker import Worker
 
         self.worker = Worker(setup, world)
         self.home = place(setup.output_dir)
 
     def run(self, job, report):
-        from raymix.storage.place import write_whole
-
         def heard(point):
             write_whole(self.home / "points" / f"{job.trial}-{job.attempt}-{point.step:02d}", b"")
             if (job.trial, job.attempt, point.step) == (2, 0, 15):

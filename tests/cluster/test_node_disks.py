@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from pool_clusters import On, Onward, nothing_remains, on_pools, same, serially
+from pool_clusters import On, nothing_remains, on_pools, onward, same, serially
 from pool_processes import log
 
 from raymix.cluster.config import Cluster
@@ -100,7 +100,7 @@ def test_a_full_disk_ends_the_study_in_words_and_it_goes_on_where_it_was(
             except OSError:
                 ballast.unlink()
 
-    study = small(disk, listeners=[On(2, 10, fill), Onward(disk, 10)])
+    study = small(disk, listeners=[On(2, 10, fill), onward(disk, 10)])
     with pytest.raises(StudyError) as error:
         through(study)
     assert "trial 2 was stopped: cannot write checkpoint" in str(error.value)

@@ -53,6 +53,16 @@ def runs(uri, identity):
     return client, parents, sorted(children, key=lambda run: int(run.data.tags["raymix.trial"]))
 
 
+def tracked(uri, folder, identity, resume=False):
+    """A study that runs to its end and is told to MLflow."""
+    tracker = MlflowTracker(uri)
+    study = study_of(folder, [tracker], resume=resume)
+    tracker.study_started(about(identity), [t for t in study.history if not t.pending])
+    run_serial(study, TOY)
+    tracker.study_ended(Ending.FINISHED)
+    return study
+
+
 def test_a_study_is_a_run_and_each_trial_its_child(uri, tmp_path):
     told = []
     tracker = MlflowTracker(uri, tell=told.append)
@@ -168,11 +178,7 @@ def test_a_resumed_study_finds_its_runs_and_writes_what_is_missing(uri, tmp_path
         step(study)
     study.close()
 
-    tracker = MlflowTracker(uri)
-    study = study_of(tmp_path, [tracker], resume=True)
-    tracker.study_started(about("two"), [t for t in study.history if not t.pending])
-    run_serial(study, TOY)
-    tracker.study_ended(Ending.FINISHED)
+    study = tracked(uri, tmp_path, "two", resume=True)
     client, again, all_children = runs(uri, "two")
     assert [run.info.run_id for run in again] == [run.info.run_id for run in parents]
     numbers = [int(run.data.tags["raymix.trial"]) for run in all_children]

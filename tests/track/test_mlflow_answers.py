@@ -6,7 +6,7 @@ from functools import partial
 
 import mlflow
 import pytest
-from test_mlflow import TOY, about, runs, step, study_of
+from test_mlflow import TOY, about, runs, step, study_of, tracked
 
 from raymix.core.errors import ConfigError
 from raymix.study.serial import run_serial
@@ -34,11 +34,7 @@ def twice(monkeypatch):
 
 def test_a_request_sent_twice_leaves_one_run(uri, tmp_path, monkeypatch):
     twice(monkeypatch)
-    tracker = MlflowTracker(uri)
-    study = study_of(tmp_path, [tracker])
-    tracker.study_started(about("late"))
-    run_serial(study, TOY)
-    tracker.study_ended(Ending.FINISHED)
+    study = tracked(uri, tmp_path, "late")
     _, parents, children = runs(uri, "late")
     assert len(parents) == 1
     numbers = [int(run.data.tags["raymix.trial"]) for run in children]
@@ -61,11 +57,7 @@ def test_of_two_runs_of_a_trial_a_resumed_study_goes_on_with_its_own(uri, tmp_pa
     assert set(numbers.values()) == {2}
     used = {run.info.run_id for run in (*parents, *children) if run.data.params}
 
-    tracker = MlflowTracker(uri)
-    study = study_of(tmp_path, [tracker], resume=True)
-    tracker.study_started(about("killed"), [t for t in study.history if not t.pending])
-    run_serial(study, TOY)
-    tracker.study_ended(Ending.FINISHED)
+    study = tracked(uri, tmp_path, "killed", resume=True)
     _, parents, children = runs(uri, "killed")
     assert len(parents) == 1
     assert used < {run.info.run_id for run in (*parents, *children)}
